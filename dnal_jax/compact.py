@@ -1,0 +1,256 @@
+"""Cuts a network to its open channels, and counts what any network costs.
+
+Both come from one walk: running a network's definition on shapes alone tells
+for each layer the channel ids it reads and writes. Two counts are kept apart:
+`exact`, of the network handed over, and `reference`, the arithmetic behind the
+paper's tables, which follows gates and not data flow (Deviation of theirs: it
+ignores that a shortcut may keep alive what a gate has closed).
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import re
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dnal_jax import layers
+
+Variables = Mapping[str, Any]
+
+# The authors' script forgets the BatchNorm of ResNet50's shortcut
+# convolutions, and only those: with them its 25.55 M would be 25.56 M.
+_NORM_UNCOUNTED = re.compile(r'.*/downsample')
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """What one convolution or linear layer reads and writes."""
+
+  ins: layers.Ids | None  # None: depthwise, an output reads its own channel
+  outs: layers.Ids
+  in_gate: str | None
+  out_gate: str | None
+  kernel: int
+  positions: int  # output pixels of one image
+  bias: bool
+  norm: bool
+  closed: tuple[str, ...]  # gates that keep the image from reaching the input
+
+  @property
+  def macs(self) -> int:
+    """Multiply-adds of one image."""
+    fan_in = 1 if self.ins is None else len(self.ins)
+    return self.kernel**2 * fan_in * self.positions * len(self.outs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """Cost of a network: trained parameters (no gates), multiply-adds an image.
+
+  `reference_*` are the paper's: see `reference_counts`.
+  """
+
+  params: int
+  macs: int
+  reference_params: int
+  reference_macs: int
+
+
+def sites(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Site]:
+  """Every ConvBn and Dense of `net` by path, in order of execution.
+
+  `image_shape` is (height, width, channels). Costs no arithmetic.
+  """
+  found: dict[str, Site] = {}
+
+  def record(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    layer = context.module
+    if context.method_name == '__call__' and isinstance(
+      layer, layers.ConvBn | layers.Dense
+    ):
+      found['/'.join(layer.path)] = _site(layer, args[0], out)
+    return out
+
+  with nn.intercept_methods(record):
+    _shapes(net, image_shape)
+  return found
+
+
+def gate_ids(net: nn.Module, image_shape: tuple[int, int, int]) -> layers.Keep:
+  """The channels behind every gate of `net`; a vanished gate is not listed."""
+  found: dict[str, layers.Ids] = {}
+
+  def record(call, args, kwargs, context):
+    gate = context.module
+    if context.method_name == '__call__' and isinstance(gate, layers.Gate):
+      if args[0].ids:
+        found['/'.join(gate.path)] = args[0].ids
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(record):
+    _shapes(net, image_shape)
+  return found
+
+
+def with_keep(net: Any, keep: layers.Keep) -> Any:
+  """The same network with the channels `keep` only; {} is the full one."""
+  return net.clone(keep=keep)
+
+
+def cut(
+  variables: Variables,
+  net: nn.Module,
+  small: nn.Module,
+  image_shape: tuple[int, int, int],
+) -> dict[str, Any]:
+  """Restricts the variables of `net` to the channels that `small` has.
+
+  Guarantee: `small` with the result is the function of `net` with every other
+  gate at zero. Takes any of the collections params, batch_stats and gates.
+  """
+  before, after = sites(net, image_shape), sites(small, image_shape)
+  gates_before, gates_after = (
+    gate_ids(n, image_shape) for n in (net, small)
+  )
+  want = traverse_util.flatten_dict(
+    {k: v for k, v in _shapes(small, image_shape).items() if k in variables},
+    sep='/',
+  )
+  flat = {}
+  for path, value in traverse_util.flatten_dict(
+    dict(variables), sep='/'
+  ).items():
+    if path not in want:
+      continue
+    layer = path.split('/', 1)[1].rpartition('/')[0]
+    if path.startswith('gates/'):
+      index = _index(gates_before[layer], gates_after[layer])
+      value = jnp.take(value, index, axis=-1)
+    elif (owner := layer.removesuffix('/bn')) in after:
+      old, new = before[owner], after[owner]
+      if path.endswith('/kernel') and new.ins is not None and old.ins is not None:
+        value = jnp.take(value, _index(old.ins, new.ins), axis=-2)
+      value = jnp.take(value, _index(old.outs, new.outs), axis=-1)
+    flat[path] = value
+  wrong = [k for k in want if k not in flat or flat[k].shape != want[k].shape]
+  if wrong:
+    raise ValueError(f'cutting gave no or wrong arrays for {wrong}')
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def count(net: Any, image_shape: tuple[int, int, int]) -> Counts:
+  """Both counts of a full or compact network, as integers."""
+  exact = sites(net, image_shape)
+  params = _shapes(net, image_shape)['params']
+  whole = with_keep(net, {})
+  return Counts(
+    sum(math.prod(a.shape) for a in jax.tree.leaves(params)),
+    sum(site.macs for site in exact.values()),
+    *reference_counts(
+      sites(whole, image_shape), gate_ids(whole, image_shape), net.keep
+    ),
+  )
+
+
+def reference_counts(
+  whole: Mapping[str, Site], gates: layers.Keep, keep: layers.Keep
+) -> tuple[int, int]:
+  """(params, operations) as the authors' script counts them.
+
+  A gated layer counts only its gate's open channels as outputs; its inputs are
+  those of the gate that wrote last (of a residual sum, the branch's). Layers
+  without a gate count whole, except the classifier's inputs. BatchNorm adds
+  two parameters and, like a bias, one operation per output channel (not per
+  pixel); BatchNorms of linear layers are left out.
+  """
+  params = operations = 0
+  for path, site in whole.items():
+    masked = site.out_gate is not None or path.startswith('head/')
+    n_in = 1 if site.ins is None else len(site.ins)
+    n_out = len(site.outs)
+    if masked and site.ins is not None and site.in_gate is not None:
+      n_in = n_in * len(keep.get(site.in_gate, gates[site.in_gate]))
+      n_in //= len(gates[site.in_gate])
+    if site.out_gate is not None:
+      n_out = len(keep.get(site.out_gate, gates[site.out_gate]))
+    weights = site.kernel**2 * n_in * n_out
+    norm = site.norm and not _NORM_UNCOUNTED.fullmatch(path)
+    params += weights + n_out * (2 * norm + site.bias)
+    operations += weights * site.positions + n_out * (norm + site.bias)
+  return params, operations
+
+
+def cut_off_by(
+  net: nn.Module, image_shape: tuple[int, int, int]
+) -> tuple[str, ...]:
+  """Gates that together cut the classifier off from the image; () if none."""
+  return sites(net, image_shape)['head/logits'].closed
+
+
+def first_difference(
+  net: nn.Module,
+  variables: Variables,
+  small: nn.Module,
+  small_variables: Variables,
+  images: jax.Array,
+  tolerance: float,
+) -> str | None:
+  """Path of the first gate whose kept channels differ between two networks."""
+  outputs = [
+    _gate_outputs(n, v, images)
+    for n, v in ((net, variables), (small, small_variables))
+  ]
+  for path, (ids, x) in outputs[1].items():
+    full_ids, full_x = outputs[0][path]
+    full_x = full_x[..., _index(full_ids, ids)]
+    if not np.allclose(full_x, x, rtol=tolerance, atol=tolerance):
+      return path
+  return None
+
+
+def _gate_outputs(net, variables, images):
+  found = {}
+
+  def record(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    gate = context.module
+    if context.method_name == '__call__' and isinstance(gate, layers.Gate):
+      if out.ids:
+        found['/'.join(gate.path)] = out.ids, np.asarray(out.x)
+    return out
+
+  with nn.intercept_methods(record):
+    net.apply(variables, images)
+  return found
+
+
+def _site(layer, m: layers.Features, out: layers.Features) -> Site:
+  is_conv = isinstance(layer, layers.ConvBn)
+  return Site(
+    ins=None if is_conv and layer.depthwise else m.ids,
+    outs=out.ids,
+    in_gate=m.gate,
+    out_gate=out.gate,
+    kernel=layer.kernel if is_conv else 1,
+    positions=out.x.shape[1] * out.x.shape[2] if is_conv else 1,
+    bias=layer.bias if is_conv else True,
+    norm=is_conv,
+    closed=m.closed,
+  )
+
+
+def _shapes(net, image_shape) -> dict[str, Any]:
+  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  return jax.eval_shape(net.init, jax.random.key(0), image)
+
+
+def _index(have: layers.Ids, want: layers.Ids) -> np.ndarray:
+  column = {c: i for i, c in enumerate(have)}
+  return np.array([column[c] for c in want], int)

@@ -1,0 +1,19 @@
+"""Mistakes a user can mend, told in one message."""
+
+from collections.abc import Iterable
+import difflib
+
+
+class UserError(Exception):
+  """Names the key, file or value that is wrong, and the fix.
+
+  `main` and `summary` print the message alone and exit with code 2.
+  """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+  """' (did you mean 'x'?)' if something known is near, then what is known."""
+  known = sorted(known)
+  near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+  hint = f" (did you mean '{near[0]}'?)" if near else ''
+  return f'{hint}; known: {", ".join(known)}'

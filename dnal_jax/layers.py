@@ -1,0 +1,240 @@
+"""Layers whose width is a list of channel ids rather than a number.
+
+B batch, H height, W width, C channels. A channel keeps its id, its index in
+the unpruned network, for life: a layer told to produce the ids (0, 3) is the
+full layer with all other channels cut away. The same network definition thus
+serves the full, the gated and the compact form, and each feature map knows
+exactly which channels it still has (our design; no counterpart in the paper).
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import NamedTuple
+
+from flax import linen as nn
+from flax.core import FrozenDict
+import jax
+import jax.numpy as jnp
+
+from dnal_jax import conv
+
+Ids = tuple[int, ...]
+Keep = Mapping[str, Ids]  # path of a gate -> channels that survive; {} is all
+NO_KEEP: Keep = FrozenDict()
+
+
+class Width(NamedTuple):
+  """The channels a layer is to produce, and the gate that decides over them."""
+
+  ids: Ids
+  gate: str | None  # path of the gate; None: these channels are never cut
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """A feature map and the ids of the channels it still has."""
+
+  x: jax.Array  # [B, H, W, len(ids)], or [B, len(ids)] after `flatten`
+  ids: Ids
+  # The gate that wrote x last; after `add`, the one of the first summand.
+  gate: str | None = None
+  # Gates without any channel that keep the image from reaching x.
+  closed: Ids | tuple[str, ...] = ()
+
+
+class ConvBn(nn.Module):
+  """Convolution, then BatchNorm, producing the channels `width.ids`.
+
+  A layer without outputs has no variables. A layer without inputs is what
+  remains of it exactly: zero (plus its bias) through BatchNorm, a constant.
+  """
+
+  width: Width
+  kernel: int
+  stride: int = 1
+  depthwise: bool = False
+  bias: bool = False
+  epsilon: float = 1e-5
+  train: bool = False
+
+  @nn.compact
+  def __call__(self, m: Features) -> Features:
+    if self.depthwise:
+      m = select(m, self.width.ids)
+    b, h, w, c = m.x.shape
+    n = len(self.width.ids)
+    out_shape = (b, -(-h // self.stride), -(-w // self.stride), n)
+    x = jnp.zeros(out_shape, m.x.dtype)
+    if not n:
+      return Features(x, (), self.width.gate, m.closed)
+    if c:
+      shape = (self.kernel, self.kernel, 1 if self.depthwise else c, n)
+      kernel = self.param('kernel', _he_fan_out, shape)
+      x = conv.conv2d(
+        m.x, kernel, stride=self.stride, depthwise=self.depthwise
+      )
+    if self.bias:
+      x = x + self.param('bias', nn.initializers.zeros, (n,))
+    x = nn.BatchNorm(
+      use_running_average=not self.train,
+      momentum=0.9,
+      epsilon=self.epsilon,
+      name='bn',
+    )(x)
+    return Features(x, self.width.ids, self.width.gate, m.closed)
+
+
+class Gate(nn.Module):
+  """Scales channel c by g[c], read from the variable collection `gates`.
+
+  The network multiplies; `gating` decides by what. Ones at init.
+  """
+
+  @nn.compact
+  def __call__(self, m: Features) -> Features:
+    path = '/'.join(self.path)
+    if m.gate != path:
+      raise ValueError(
+        f"gate '{path}' stands behind a layer of width {m.gate!r}: give that"
+        f" layer the width gated(self, '{self.name}', ...)"
+      )
+    if not m.ids:
+      return dataclasses.replace(m, closed=(path,))
+    g = self.variable('gates', 'g', jnp.ones, (len(m.ids),), jnp.float32)
+    return dataclasses.replace(m, x=m.x * g.value)
+
+
+class Dense(nn.Module):
+  """Linear layer with bias. Its outputs are never cut."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, m: Features) -> Features:
+    n = len(m.ids)
+    x = jnp.zeros((m.x.shape[0], self.features), m.x.dtype)
+    if n:
+      init = nn.initializers.normal(0.01)
+      x = m.x @ self.param('kernel', init, (n, self.features))
+    x = x + self.param('bias', nn.initializers.zeros, (self.features,))
+    return Features(x, tuple(range(self.features)), closed=m.closed)
+
+
+class Head(nn.Module):
+  """Classifier: hidden layers with BatchNorm and ReLU, then the logits."""
+
+  classes: int
+  hidden: tuple[int, ...] = ()
+  train: bool = False
+
+  @nn.compact
+  def __call__(self, m: Features) -> jax.Array:  # [B, classes] float32
+    for i, features in enumerate(self.hidden, 1):
+      m = Dense(features, name=f'fc{i}')(m)
+      norm = nn.BatchNorm(
+        use_running_average=not self.train,
+        momentum=0.9,
+        epsilon=1e-5,
+        name=f'bn{i}',
+      )
+      m = act(lambda x, norm=norm: nn.relu(norm(x)), m)
+    return Dense(self.classes, name='logits')(m).x
+
+
+def gated(module: nn.Module, gate: str, n: int) -> Width:
+  """The width of a layer of n channels whose gate is `gate` inside `module`.
+
+  `module` carries `keep`; a gate that `keep` does not name is kept whole.
+  """
+  path = '/'.join((*module.path, gate))
+  keep: Keep = module.keep  # pyright: ignore[reportAttributeAccessIssue]
+  return Width(tuple(keep.get(path, range(n))), path)
+
+
+def full(n: int) -> Width:
+  """The width of a layer of n channels that no gate decides over."""
+  return Width(tuple(range(n)), None)
+
+
+def chain(module: nn.Module, **gates: int) -> list[Width]:
+  """Widths of layers that read one another only, in order (gate=channels).
+
+  What stands before an emptied layer is read by nobody, so it is empty too:
+  a branch whose last gate is closed vanishes as a whole.
+  """
+  widths = [gated(module, gate, n) for gate, n in gates.items()]
+  for i in range(len(widths) - 2, -1, -1):
+    if not widths[i + 1].ids:
+      widths[i] = widths[i]._replace(ids=())
+  return widths
+
+
+def image(x: jax.Array) -> Features:
+  """The network's input: every channel of the images [B, H, W, C]."""
+  return Features(x, tuple(range(x.shape[-1])))
+
+
+def act(f: Callable[[jax.Array], jax.Array], m: Features) -> Features:
+  """Applies to the map a function that leaves channels where they are."""
+  return dataclasses.replace(m, x=f(m.x))
+
+
+def max_pool(m: Features, window: int, pad: int = 0) -> Features:
+  """Maximum over window x window positions, stride 2."""
+  pads = ((pad, pad), (pad, pad))
+  return act(
+    lambda x: nn.max_pool(x, (window, window), strides=(2, 2), padding=pads), m
+  )
+
+
+def average(m: Features) -> Features:
+  """Mean over all positions: [B, H, W, n] -> [B, n]."""
+  return act(lambda x: x.mean((1, 2)), m)
+
+
+def flatten(m: Features, channels: int) -> Features:
+  """[B, H, W, n] -> [B, H * W * n]; position p of channel c gets the id
+  p * channels + c, where `channels` is the unpruned width."""
+  b, h, w, n = m.x.shape
+  ids = tuple(p * channels + c for p in range(h * w) for c in m.ids)
+  return dataclasses.replace(m, x=m.x.reshape(b, h * w * n), ids=ids)
+
+
+def add(branch: Features, *others: Features) -> Features:
+  """Sum of maps that may lack different channels; a lacking one is zero."""
+  maps = (branch, *others)
+  ids = tuple(sorted(set().union(*(m.ids for m in maps))))
+  x = sum(select(m, ids).x for m in maps if m.ids or not ids)
+  seen = any(not m.closed for m in maps)
+  closed = () if seen else tuple(dict.fromkeys(c for m in maps for c in m.closed))
+  return Features(jnp.asarray(x), ids, branch.gate, closed)
+
+
+def select(m: Features, ids: Ids) -> Features:
+  """The channels `ids` of m, zero where m lacks them."""
+  if ids == m.ids:
+    return m
+  column = {c: i for i, c in enumerate(m.ids)}
+  lacking = len(m.ids)  # the column of zeros appended below
+  index = jnp.array([column.get(c, lacking) for c in ids], int)
+  padded = jnp.pad(m.x, [(0, 0)] * (m.x.ndim - 1) + [(0, 1)])
+  return dataclasses.replace(m, x=padded[..., index], ids=ids)
+
+
+def subsample(m: Features, stride: int, shift: int) -> Features:
+  """ResNet's parameter-free shortcut (option A of 1512.03385, section 4.2):
+  every stride-th position; `shift` new zero channels come before channel 0."""
+  ids = tuple(c + shift for c in m.ids)
+  return dataclasses.replace(m, x=m.x[:, ::stride, ::stride], ids=ids)
+
+
+def scaled(channels: int, width: float) -> int:
+  """`channels` times the width multiplier, to a multiple of 8 (1704.04861)."""
+  if width == 1.0:
+    return channels
+  return max(8, math.floor(channels * width / 8 + 0.5) * 8)
+
+
+# Kernels [k, k, in, out] ~ N(0, sqrt(2 / (k * k * out))) (reference code).
+_he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')

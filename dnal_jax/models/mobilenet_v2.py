@@ -1,0 +1,112 @@
+"""MobileNetV2 (1801.04381): inverted residuals with depthwise convolutions.
+
+B batch, H height, W width, C channels. The gate `hidden` stands behind the
+depthwise convolution and decides over the expansion that feeds it as well
+(over the stem, where a block has no expansion); `out` stands behind the
+projection; `last` behind the last 1x1 convolution.
+"""
+
+from flax import linen as nn
+import jax
+
+from dnal_jax import layers
+
+
+class InvertedResidual(nn.Module):
+  """Expand 1x1, depthwise, project 1x1 without activation (their Fig. 4)."""
+
+  inputs: int
+  hidden: int
+  features: int
+  stride: int
+  expand: bool  # False: the depthwise convolution reads the block's input
+  shortcut_conv: bool  # at stride 1 between unequal widths; None at stride 2
+  keep: layers.Keep
+  train: bool
+  kernel: int = 3
+
+  @nn.compact
+  def __call__(self, m: layers.Features) -> layers.Features:
+    hidden, out = layers.chain(self, hidden=self.hidden, out=self.features)
+    y = m
+    if self.expand:
+      y = layers.ConvBn(hidden, 1, train=self.train, name='expand')(y)
+      y = layers.act(nn.relu6, y)
+    y = layers.ConvBn(
+      hidden,
+      self.kernel,
+      self.stride,
+      depthwise=True,
+      train=self.train,
+      name='depthwise',
+    )(y)
+    y = layers.act(nn.relu6, layers.Gate(name='hidden')(y))
+    y = layers.ConvBn(out, 1, train=self.train, name='project')(y)
+    y = layers.Gate(name='out')(y)
+    if self.stride == 1 and self.inputs == self.features:
+      return layers.add(y, m)
+    if self.stride == 1 and self.shortcut_conv:
+      m = layers.ConvBn(
+        layers.full(self.features), 1, train=self.train, name='shortcut'
+      )(m)
+      return layers.add(y, m)
+    return y
+
+
+class MobileNetV2(nn.Module):
+  """Stem, inverted residuals, 1x1 convolution, average, linear classifier."""
+
+  classes: int
+  # Rows of (expansion, channels, blocks, stride of the first), Table 2.
+  stages: tuple[tuple[int, int, int, int], ...]
+  stem_stride: int
+  expand_all: bool  # blocks of expansion 1 have an expansion convolution too
+  shortcut_conv: bool
+  stem_channels: int = 32
+  last_channels: int = 1280
+  width: float = 1.0  # multiplies every width but `classes`
+  keep: layers.Keep = layers.NO_KEEP
+
+  @property
+  def min_image(self) -> int:
+    """Smallest image side, in pixels: the total stride."""
+    side = self.stem_stride
+    for *_, stride in self.stages:
+      side *= stride
+    return side
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """[B, H, W, C] float32 -> logits [B, classes] float32."""
+    inputs = layers.scaled(self.stem_channels, self.width)
+    if self.expand_all or self.stages[0][0] != 1:
+      width = layers.full(inputs)
+    else:
+      width = layers.gated(self, 'block1_1/hidden', inputs)
+    m = layers.ConvBn(
+      width, 3, self.stem_stride, train=train, name='stem_conv'
+    )(layers.image(x))
+    m = layers.act(nn.relu6, m)
+    for i, (expansion, channels, blocks, stride) in enumerate(self.stages, 1):
+      features = layers.scaled(channels, self.width)
+      for j in range(1, blocks + 1):
+        m = InvertedResidual(
+          inputs,
+          hidden=expansion * inputs,
+          features=features,
+          stride=stride if j == 1 else 1,
+          expand=self.expand_all or expansion != 1,
+          shortcut_conv=self.shortcut_conv,
+          keep=self.keep,
+          train=train,
+          name=f'block{i}_{j}',
+        )(m)
+        inputs = features
+    last = layers.scaled(self.last_channels, self.width)
+    m = layers.ConvBn(
+      layers.gated(self, 'last', last), 1, train=train, name='last_conv'
+    )(m)
+    m = layers.act(nn.relu6, layers.Gate(name='last')(m))
+    return layers.Head(self.classes, train=train, name='head')(
+      layers.average(m)
+    )

@@ -1,0 +1,115 @@
+"""Residual networks (1512.03385) with a gate on each convolution of a branch.
+
+B batch, H height, W width, C channels. Shortcuts carry no gate, so a channel
+of the residual stream is cut only where every branch that writes it is closed
+and no shortcut convolution does.
+"""
+
+from flax import linen as nn
+import jax
+
+from dnal_jax import layers
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions; parameter-free shortcut (option A). CIFAR form."""
+
+  inputs: int
+  features: int
+  stride: int
+  keep: layers.Keep
+  train: bool
+
+  @nn.compact
+  def __call__(self, m: layers.Features) -> layers.Features:
+    mid, out = layers.chain(self, mid=self.features, out=self.features)
+    y = layers.ConvBn(mid, 3, self.stride, train=self.train, name='conv1')(m)
+    y = layers.act(nn.relu, layers.Gate(name='mid')(y))
+    y = layers.ConvBn(out, 3, train=self.train, name='conv2')(y)
+    y = layers.Gate(name='out')(y)
+    shift = (self.features - self.inputs) // 2
+    return layers.act(
+      nn.relu, layers.add(y, layers.subsample(m, self.stride, shift))
+    )
+
+
+class Bottleneck(nn.Module):
+  """1x1, 3x3 (with the stride), 1x1 to four times the width. ImageNet form."""
+
+  inputs: int
+  features: int  # after the block
+  stride: int
+  keep: layers.Keep
+  train: bool
+
+  @nn.compact
+  def __call__(self, m: layers.Features) -> layers.Features:
+    mid1, mid2, out = layers.chain(
+      self,
+      mid1=self.features // 4,
+      mid2=self.features // 4,
+      out=self.features,
+    )
+    y = layers.ConvBn(mid1, 1, train=self.train, name='conv1')(m)
+    y = layers.act(nn.relu, layers.Gate(name='mid1')(y))
+    y = layers.ConvBn(mid2, 3, self.stride, train=self.train, name='conv2')(y)
+    y = layers.act(nn.relu, layers.Gate(name='mid2')(y))
+    y = layers.ConvBn(out, 1, train=self.train, name='conv3')(y)
+    y = layers.Gate(name='out')(y)
+    if self.stride != 1 or self.inputs != self.features:
+      m = layers.ConvBn(
+        layers.full(self.features),
+        1,
+        self.stride,
+        train=self.train,
+        name='downsample',
+      )(m)
+    return layers.act(nn.relu, layers.add(y, m))
+
+
+class ResNet(nn.Module):
+  """Stem, stages of residual blocks, global average, linear classifier."""
+
+  classes: int
+  block: type[BasicBlock] | type[Bottleneck]
+  blocks: tuple[int, ...]  # per stage
+  features: tuple[int, ...]  # of the residual stream, per stage
+  stem_layer: tuple[int, int, int]  # channels, kernel, stride
+  stem_pool: bool  # 3x3 max-pool of stride 2 behind the stem
+  width: float = 1.0  # multiplies every width but `classes`
+  keep: layers.Keep = layers.NO_KEEP
+
+  @property
+  def min_image(self) -> int:
+    """Smallest image side, in pixels: the total stride."""
+    return self.stem_layer[2] * (1 + self.stem_pool) * 2 ** (len(self.blocks) - 1)
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """[B, H, W, C] float32 -> logits [B, classes] float32."""
+    channels, kernel, stride = self.stem_layer
+    inputs = layers.scaled(channels, self.width)
+    width = layers.gated(self, 'stem', inputs)
+    m = layers.ConvBn(width, kernel, stride, train=train, name='stem_conv')(
+      layers.image(x)
+    )
+    m = layers.act(nn.relu, layers.Gate(name='stem')(m))
+    if self.stem_pool:
+      m = layers.max_pool(m, 3, pad=1)
+    for i, (blocks, stage) in enumerate(
+      zip(self.blocks, self.features, strict=True), 1
+    ):
+      features = layers.scaled(stage, self.width)
+      for j in range(1, blocks + 1):
+        m = self.block(
+          inputs,
+          features,
+          stride=2 if i > 1 and j == 1 else 1,
+          keep=self.keep,
+          train=train,
+          name=f'block{i}_{j}',
+        )(m)
+        inputs = features
+    return layers.Head(self.classes, train=train, name='head')(
+      layers.average(m)
+    )
