@@ -62,40 +62,38 @@ class Counts:
   reference_macs: int
 
 
-def sites(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Site]:
-  """Every ConvBn and Dense of `net` by path, in order of execution.
+@dataclasses.dataclass(frozen=True)
+class Walk:
+  """All that a network's definition says about one of its forms."""
 
-  `image_shape` is (height, width, channels). Costs no arithmetic.
-  """
-  found: dict[str, Site] = {}
+  sites: dict[str, Site]  # by path, in order of execution
+  gates: dict[str, layers.Ids]  # channels behind each gate that has any
+  shapes: dict[str, Any]  # variables, as jax.ShapeDtypeStruct
+
+  @property
+  def cut_off_by(self) -> tuple[str, ...]:
+    """Gates that together keep the image from the classifier; () if none."""
+    return self.sites['head/logits'].closed
+
+
+def walk(net: nn.Module, image_shape: tuple[int, int, int]) -> Walk:
+  """Runs `net` on shapes alone; `image_shape` is (height, width, channels)."""
+  found = Walk({}, {}, {})
 
   def record(call, args, kwargs, context):
     out = call(*args, **kwargs)
     layer = context.module
-    if context.method_name == '__call__' and isinstance(
-      layer, layers.ConvBn | layers.Dense
-    ):
-      found['/'.join(layer.path)] = _site(layer, args[0], out)
+    if context.method_name == '__call__':
+      path = '/'.join(layer.path)
+      if isinstance(layer, layers.ConvBn | layers.Dense):
+        found.sites[path] = _site(layer, args[0], out)
+      elif isinstance(layer, layers.Gate) and out.ids:
+        found.gates[path] = out.ids
     return out
 
+  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   with nn.intercept_methods(record):
-    _shapes(net, image_shape)
-  return found
-
-
-def gate_ids(net: nn.Module, image_shape: tuple[int, int, int]) -> layers.Keep:
-  """The channels behind every gate of `net`; a vanished gate is not listed."""
-  found: dict[str, layers.Ids] = {}
-
-  def record(call, args, kwargs, context):
-    gate = context.module
-    if context.method_name == '__call__' and isinstance(gate, layers.Gate):
-      if args[0].ids:
-        found['/'.join(gate.path)] = args[0].ids
-    return call(*args, **kwargs)
-
-  with nn.intercept_methods(record):
-    _shapes(net, image_shape)
+    found.shapes.update(jax.eval_shape(net.init, jax.random.key(0), image))
   return found
 
 
@@ -104,40 +102,31 @@ def with_keep(net: Any, keep: layers.Keep) -> Any:
   return net.clone(keep=keep)
 
 
-def cut(
-  variables: Variables,
-  net: nn.Module,
-  small: nn.Module,
-  image_shape: tuple[int, int, int],
-) -> dict[str, Any]:
-  """Restricts the variables of `net` to the channels that `small` has.
+def cut(variables: Variables, before: Walk, after: Walk) -> dict[str, Any]:
+  """Restricts the variables of one form to the channels of a smaller one.
 
-  Guarantee: `small` with the result is the function of `net` with every other
-  gate at zero. Takes any of the collections params, batch_stats and gates.
+  Guarantee: the smaller network with the result is the function of the larger
+  one with every other gate at zero. Takes any of the collections; returns
+  numpy arrays (slicing on the device would compile once per shape).
   """
-  before, after = sites(net, image_shape), sites(small, image_shape)
-  gates_before, gates_after = (
-    gate_ids(n, image_shape) for n in (net, small)
-  )
   want = traverse_util.flatten_dict(
-    {k: v for k, v in _shapes(small, image_shape).items() if k in variables},
-    sep='/',
+    {k: v for k, v in after.shapes.items() if k in variables}, sep='/'
   )
   flat = {}
   for path, value in traverse_util.flatten_dict(
-    dict(variables), sep='/'
+    jax.device_get(dict(variables)), sep='/'
   ).items():
-    if path not in want:
+    if path not in want:  # its layer has vanished, or reads nothing any more
       continue
     layer = path.split('/', 1)[1].rpartition('/')[0]
+    owner = layer.removesuffix('/bn')
     if path.startswith('gates/'):
-      index = _index(gates_before[layer], gates_after[layer])
-      value = jnp.take(value, index, axis=-1)
-    elif (owner := layer.removesuffix('/bn')) in after:
-      old, new = before[owner], after[owner]
-      if path.endswith('/kernel') and new.ins is not None and old.ins is not None:
-        value = jnp.take(value, _index(old.ins, new.ins), axis=-2)
-      value = jnp.take(value, _index(old.outs, new.outs), axis=-1)
+      value = _take(value, before.gates[layer], after.gates[layer], axis=-1)
+    elif owner in after.sites:
+      old, new = before.sites[owner], after.sites[owner]
+      if path.endswith('/kernel') and old.ins is not None:
+        value = _take(value, old.ins, new.ins, axis=-2)
+      value = _take(value, old.outs, new.outs, axis=-1)
     flat[path] = value
   wrong = [k for k in want if k not in flat or flat[k].shape != want[k].shape]
   if wrong:
@@ -147,22 +136,17 @@ def cut(
 
 def count(net: Any, image_shape: tuple[int, int, int]) -> Counts:
   """Both counts of a full or compact network, as integers."""
-  exact = sites(net, image_shape)
-  params = _shapes(net, image_shape)['params']
-  whole = with_keep(net, {})
+  this, whole = (walk(n, image_shape) for n in (net, with_keep(net, {})))
   return Counts(
-    sum(math.prod(a.shape) for a in jax.tree.leaves(params)),
-    sum(site.macs for site in exact.values()),
-    *reference_counts(
-      sites(whole, image_shape), gate_ids(whole, image_shape), net.keep
-    ),
+    sum(math.prod(a.shape) for a in jax.tree.leaves(this.shapes['params'])),
+    sum(site.macs for site in this.sites.values()),
+    *reference_counts(whole, net.keep),
   )
 
 
-def reference_counts(
-  whole: Mapping[str, Site], gates: layers.Keep, keep: layers.Keep
-) -> tuple[int, int]:
-  """(params, operations) as the authors' script counts them.
+def reference_counts(whole: Walk, keep: layers.Keep) -> tuple[int, int]:
+  """(params, operations) as the authors' script counts them, from the walk
+  over the full network and the channels kept.
 
   A gated layer counts only its gate's open channels as outputs; its inputs are
   those of the gate that wrote last (of a residual sum, the branch's). Layers
@@ -171,27 +155,20 @@ def reference_counts(
   pixel); BatchNorms of linear layers are left out.
   """
   params = operations = 0
-  for path, site in whole.items():
+  for path, site in whole.sites.items():
     masked = site.out_gate is not None or path.startswith('head/')
     n_in = 1 if site.ins is None else len(site.ins)
     n_out = len(site.outs)
     if masked and site.ins is not None and site.in_gate is not None:
-      n_in = n_in * len(keep.get(site.in_gate, gates[site.in_gate]))
-      n_in //= len(gates[site.in_gate])
+      gate = whole.gates[site.in_gate]
+      n_in = n_in * len(keep.get(site.in_gate, gate)) // len(gate)
     if site.out_gate is not None:
-      n_out = len(keep.get(site.out_gate, gates[site.out_gate]))
+      n_out = len(keep.get(site.out_gate, whole.gates[site.out_gate]))
     weights = site.kernel**2 * n_in * n_out
     norm = site.norm and not _NORM_UNCOUNTED.fullmatch(path)
     params += weights + n_out * (2 * norm + site.bias)
     operations += weights * site.positions + n_out * (norm + site.bias)
   return params, operations
-
-
-def cut_off_by(
-  net: nn.Module, image_shape: tuple[int, int, int]
-) -> tuple[str, ...]:
-  """Gates that together cut the classifier off from the image; () if none."""
-  return sites(net, image_shape)['head/logits'].closed
 
 
 def first_difference(
@@ -209,7 +186,7 @@ def first_difference(
   ]
   for path, (ids, x) in outputs[1].items():
     full_ids, full_x = outputs[0][path]
-    full_x = full_x[..., _index(full_ids, ids)]
+    full_x = _take(full_x, full_ids, ids, axis=-1)
     if not np.allclose(full_x, x, rtol=tolerance, atol=tolerance):
       return path
   return None
@@ -246,11 +223,6 @@ def _site(layer, m: layers.Features, out: layers.Features) -> Site:
   )
 
 
-def _shapes(net, image_shape) -> dict[str, Any]:
-  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  return jax.eval_shape(net.init, jax.random.key(0), image)
-
-
-def _index(have: layers.Ids, want: layers.Ids) -> np.ndarray:
+def _take(x, have: layers.Ids, want: layers.Ids, *, axis: int):
   column = {c: i for i, c in enumerate(have)}
-  return np.array([column[c] for c in want], int)
+  return x.take(np.array([column[c] for c in want], int), axis=axis)

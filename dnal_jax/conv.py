@@ -55,7 +55,8 @@ def _shifted_products(x, kernel, *, stride):
   """Depthwise: the sum over the k * k taps of (shifted image) * (its weight)."""
   taps = kernel.reshape(-1, kernel.shape[-1])
   windows = _windows(x, kernel.shape[0], stride)
-  return sum(w * tap for w, tap in zip(windows, taps, strict=True))
+  products = [w * tap for w, tap in zip(windows, taps, strict=True)]
+  return sum(products[1:], products[0])
 
 
 def _im2col(x, kernel, *, stride):

@@ -40,7 +40,7 @@ class Features:
   # The gate that wrote x last; after `add`, the one of the first summand.
   gate: str | None = None
   # Gates without any channel that keep the image from reaching x.
-  closed: Ids | tuple[str, ...] = ()
+  closed: tuple[str, ...] = ()
 
 
 class ConvBn(nn.Module):
@@ -71,9 +71,7 @@ class ConvBn(nn.Module):
     if c:
       shape = (self.kernel, self.kernel, 1 if self.depthwise else c, n)
       kernel = self.param('kernel', _he_fan_out, shape)
-      x = conv.conv2d(
-        m.x, kernel, stride=self.stride, depthwise=self.depthwise
-      )
+      x = conv.conv2d(m.x, kernel, stride=self.stride, depthwise=self.depthwise)
     if self.bias:
       x = x + self.param('bias', nn.initializers.zeros, (n,))
     x = nn.BatchNorm(
@@ -182,9 +180,13 @@ def act(f: Callable[[jax.Array], jax.Array], m: Features) -> Features:
 
 def max_pool(m: Features, window: int, pad: int = 0) -> Features:
   """Maximum over window x window positions, stride 2."""
-  pads = ((pad, pad), (pad, pad))
+  pads = [(0, 0), (pad, pad), (pad, pad), (0, 0)]
+  shape, strides = (1, window, window, 1), (1, 2, 2, 1)
   return act(
-    lambda x: nn.max_pool(x, (window, window), strides=(2, 2), padding=pads), m
+    lambda x: jax.lax.reduce_window(
+      x, -jnp.inf, jax.lax.max, shape, strides, pads
+    ),
+    m,
   )
 
 
@@ -207,7 +209,9 @@ def add(branch: Features, *others: Features) -> Features:
   ids = tuple(sorted(set().union(*(m.ids for m in maps))))
   x = sum(select(m, ids).x for m in maps if m.ids or not ids)
   seen = any(not m.closed for m in maps)
-  closed = () if seen else tuple(dict.fromkeys(c for m in maps for c in m.closed))
+  closed = (
+    () if seen else tuple(dict.fromkeys(c for m in maps for c in m.closed))
+  )
   return Features(jnp.asarray(x), ids, branch.gate, closed)
 
 

@@ -75,13 +75,19 @@ class MobileNetV2(nn.Module):
       side *= stride
     return side
 
+  def _first_block_alone_reads(self, stem: int) -> bool:
+    """Whether the stem feeds one depthwise convolution and no shortcut."""
+    expansion, channels, _, stride = self.stages[0]
+    features = layers.scaled(channels, self.width)
+    shortcut = stride == 1 and (self.shortcut_conv or stem == features)
+    return expansion == 1 and not self.expand_all and not shortcut
+
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """[B, H, W, C] float32 -> logits [B, classes] float32."""
     inputs = layers.scaled(self.stem_channels, self.width)
-    if self.expand_all or self.stages[0][0] != 1:
-      width = layers.full(inputs)
-    else:
+    width = layers.full(inputs)
+    if self._first_block_alone_reads(inputs):
       width = layers.gated(self, 'block1_1/hidden', inputs)
     m = layers.ConvBn(
       width, 3, self.stem_stride, train=train, name='stem_conv'

@@ -82,7 +82,9 @@ class ResNet(nn.Module):
   @property
   def min_image(self) -> int:
     """Smallest image side, in pixels: the total stride."""
-    return self.stem_layer[2] * (1 + self.stem_pool) * 2 ** (len(self.blocks) - 1)
+    return (
+      self.stem_layer[2] * (1 + self.stem_pool) * 2 ** (len(self.blocks) - 1)
+    )
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

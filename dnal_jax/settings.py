@@ -1,0 +1,176 @@
+"""From the ConfigDict to frozen dataclasses, once, refusing what is unknown.
+
+Nothing behind this module ever sees a ConfigDict. The config's `stages` holds
+every stage by name and `order` the list of those to run.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from dnal_jax import errors, models, stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Which images, and how they are presented to the network."""
+
+  name: str  # 'digits', or a tensorflow-datasets name
+  mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+  std: tuple[float, ...]
+  image: int  # side in pixels; smaller images get a margin of zeros
+  classes: int
+  validation: int  # images taken from the training split to make choices with
+  crop_pad: int = 0  # random crop after padding each side by so many pixels
+  flip: bool = False  # random left-right flip
+  dir: str | None = None  # of tensorflow-datasets; None: its usual place
+  train_limit: int | None = None  # train on the first so many images only
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A name of `models.NETWORKS` and the width multiplier."""
+
+  name: str
+  width: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Everything a run depends on."""
+
+  network: Network
+  data: Data
+  batch_size: int
+  eval_batch_size: int
+  seed: int
+  stages: tuple[stages.Stage, ...]
+  tensorboard: bool = True  # events for TensorBoard, where clu is installed
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(height, width, channels) of what the network is given."""
+    return self.data.image, self.data.image, len(self.data.mean)
+
+  def build(self) -> models.Network:
+    """The full network."""
+    variant = models.get(self.network.name)
+    return variant.build(classes=self.data.classes, width=self.network.width)
+
+
+def parse(config: Mapping[str, Any]) -> Settings:
+  """The settings that a config (as nested dicts) stands for.
+
+  Raises:
+    UserError: a key is unknown or missing, or a value makes no sense.
+  """
+  values = dict(config)
+  known = {f.name for f in dataclasses.fields(Settings)} | {'order', 'penalty'}
+  _refuse_unknown(values, known, '')
+  values.pop('penalty', None)  # lambda: the stages refer to it
+  by_name = dict(values.pop('stages', {}))
+  order = values.pop('order', ())
+  for name in order:
+    if name not in by_name:
+      hint = errors.did_you_mean(name, by_name)
+      raise errors.UserError(f"order names an unknown stage '{name}'{hint}")
+  if not order:
+    raise errors.UserError("order is empty; name at least one of 'stages'")
+  # Stages that are not run are parsed too: a typo should not wait for its run.
+  parsed = {
+    name: _build(stages.Stage, {'name': name, **value}, f'stages.{name}.')
+    for name, value in by_name.items()
+  }
+  values['stages'] = tuple(parsed[name] for name in order)
+  settings = _build(Settings, values, '')
+  _check(settings)
+  return settings
+
+
+def _check(settings: Settings) -> None:
+  stages.validate(settings.stages)
+  names = [stage.name for stage in settings.stages]
+  if len(set(names)) < len(names):
+    raise errors.UserError(f'order {names} names a stage twice; copy it')
+  net, data = settings.build(), settings.data
+  for key, value in (
+    ('batch_size', settings.batch_size),
+    ('eval_batch_size', settings.eval_batch_size),
+    ('data.validation', data.validation),
+    ('data.classes', data.classes),
+    ('network.width', settings.network.width),
+  ):
+    if value <= 0:
+      raise errors.UserError(f'{key} is {value}; it must be positive')
+  if len(data.mean) != len(data.std) or min(data.std, default=0) <= 0:
+    raise errors.UserError(
+      f'data.mean {data.mean} and data.std {data.std} must be of one length,'
+      ' one number per channel, and std positive'
+    )
+  if data.image < net.min_image:
+    raise errors.UserError(
+      f'data.image is {data.image}: too small for network'
+      f" '{settings.network.name}', which halves the image down to one pixel"
+      f' at {net.min_image}; set data.image to {net.min_image} or more'
+    )
+
+
+def _build(kind: Any, value: Any, path: str) -> Any:
+  """`value` as the type `kind`; `path` is where it stands, for messages."""
+  if dataclasses.is_dataclass(kind):
+    return _build_dataclass(kind, value, path)
+  origin, args = typing.get_origin(kind), typing.get_args(kind)
+  key = path.rstrip('.')
+  if origin is tuple and isinstance(value, list | tuple):
+    if value and dataclasses.is_dataclass(value[0]):
+      return value
+    return tuple(_build(args[0], v, path) for v in value)
+  if origin is Mapping or getattr(origin, '__name__', '') == 'Mapping':
+    return {k: _build(args[1], v, f'{path}{k}.') for k, v in value.items()}
+  if origin is typing.Literal:
+    if value not in args:
+      hint = errors.did_you_mean(str(value), map(str, args))
+      raise errors.UserError(f"{key} is '{value}'{hint}")
+    return value
+  if origin in (types.UnionType, typing.Union):
+    if value is None:
+      return None
+    return _build(next(a for a in args if a is not types.NoneType), value, path)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise errors.UserError(
+      f'{key} is {value!r}; it must be of type {getattr(kind, "__name__", kind)}'
+    )
+  return value
+
+
+def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
+  if not isinstance(value, Mapping):
+    raise errors.UserError(
+      f'{path.rstrip(".")} is {value!r}; it must have the keys'
+      f' {", ".join(f.name for f in dataclasses.fields(kind))}'
+    )
+  hints = typing.get_type_hints(kind)
+  _refuse_unknown(value, hints, path)
+  missing = [
+    f.name
+    for f in dataclasses.fields(kind)
+    if f.default is dataclasses.MISSING and f.name not in value
+  ]
+  if missing:
+    raise errors.UserError(f"the config lacks the key '{path}{missing[0]}'")
+  fields = {k: _build(hints[k], v, f'{path}{k}.') for k, v in value.items()}
+  try:
+    return kind(**fields)
+  except ValueError as error:
+    raise errors.UserError(f'{path}{error}') from None
+
+
+def _refuse_unknown(value, known, path):
+  for key in value:
+    if key not in known:
+      hint = errors.did_you_mean(key, known)
+      raise errors.UserError(f"unknown config key '{path}{key}'{hint}")

@@ -1,0 +1,140 @@
+"""One train step and one eval step, the same for every stage. Pure functions.
+
+B batch, H height, W width, C channels. The step differentiates by what the
+stage trains and by nothing else, so a search step has no gradients of
+convolution weights in it.
+"""
+
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+
+from dnal_jax import gating
+from dnal_jax.stages import Stage
+
+
+class State(NamedTuple):
+  """All that a step changes."""
+
+  step: jax.Array  # int32: steps done in this stage
+  params: Any
+  logits: Any  # of the gates; the structure of the `gates` collection
+  batch_stats: Any
+  opt_state: Any  # over the leaves that the stage trains
+
+
+class Batch(NamedTuple):
+  """Images and labels; in evaluation, a weight of 0 marks padding."""
+
+  image: jax.Array  # [B, H, W, C] float32, normalised
+  label: jax.Array  # [B] int32
+  weight: jax.Array  # [B] float32
+
+
+def begin(
+  stage: Stage,
+  params: Any,
+  logits: Any,
+  batch_stats: Any,
+  steps_per_epoch: int,
+) -> State:
+  """The state at the start of a stage: new momenta, step 0."""
+  trained, _ = _split(stage, params, logits)
+  tx = stage.optimizer(_flat(params, logits), steps_per_epoch)
+  step = jnp.zeros((), jnp.int32)
+  return State(step, params, logits, batch_stats, tx.init(trained))
+
+
+def train_step(
+  state: State,
+  batch: Batch,
+  *,
+  net: nn.Module,
+  stage: Stage,
+  steps_per_epoch: int,
+) -> tuple[State, dict[str, jax.Array]]:
+  """One step of any stage: loss = cross-entropy + lambda * penalty.
+
+  Metrics are sums over the batch ('loss' is the cross-entropy alone), but for
+  'penalty', the sum over all gates of sigmoid(s).
+  """
+  tx = stage.optimizer(_flat(state.params, state.logits), steps_per_epoch)
+  trained, frozen = _split(stage, state.params, state.logits)
+
+  def loss_fn(trained):
+    tree = traverse_util.unflatten_dict({**trained, **frozen}, sep='/')
+    logits = tree.get('gates', {})
+    gates = stage.gates(logits, state.step // steps_per_epoch)
+    variables = {
+      'params': tree['params'],
+      'gates': gates,
+      'batch_stats': state.batch_stats,
+    }
+    scores, updated = net.apply(
+      variables, batch.image, train=True, mutable=['batch_stats']
+    )
+    losses = cross_entropy(scores, batch.label)
+    penalty = gating.penalty(logits)
+    metrics = {
+      'loss': losses.sum(),
+      'correct': (scores.argmax(-1) == batch.label).sum(),
+      'penalty': penalty,
+    }
+    total = losses.mean() + stage.penalty * penalty
+    return total, (updated['batch_stats'], metrics)
+
+  grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(trained)
+  updates, opt_state = tx.update(grads, state.opt_state, trained)
+  trained = optax.apply_updates(trained, updates)
+  tree = traverse_util.unflatten_dict({**frozen, **trained}, sep='/')
+  return (
+    State(
+      state.step + 1,
+      tree['params'],
+      tree.get('gates', {}),
+      batch_stats,
+      opt_state,
+    ),
+    metrics,
+  )
+
+
+def eval_step(
+  variables: Any, batch: Batch, *, net: nn.Module
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """Weighted sums over the batch, and the logits [B, classes] float32."""
+  scores = net.apply(variables, batch.image)
+  _, top5 = jax.lax.top_k(scores, min(5, scores.shape[-1]))
+  hit = top5 == batch.label[:, None]
+  weight = batch.weight
+  sums = {
+    'loss': (cross_entropy(scores, batch.label) * weight).sum(),
+    'top1': (hit[:, 0] * weight).sum(),
+    'top5': (hit.any(-1) * weight).sum(),
+    'images': weight.sum(),
+  }
+  return sums, scores
+
+
+def cross_entropy(scores: jax.Array, label: jax.Array) -> jax.Array:
+  """[B, classes], [B] -> [B] float32, in nats."""
+  return optax.softmax_cross_entropy_with_integer_labels(scores, label)
+
+
+def _flat(params, logits) -> dict[str, jax.Array]:
+  tree = {'params': params, 'gates': logits}
+  return traverse_util.flatten_dict(tree, sep='/')
+
+
+def _split(stage, params, logits):
+  """({path: leaf} that the stage trains, {path: leaf} that it does not)."""
+  flat = _flat(params, logits)
+  trains = stage.groups(flat)
+  return (
+    {k: v for k, v in flat.items() if k in trains},
+    {k: v for k, v in flat.items() if k not in trains},
+  )
