@@ -14,12 +14,11 @@ import re
 from typing import Any
 
 from flax import linen as nn
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import layers
+from dnal_jax import layers, trees
 
 Variables = Mapping[str, Any]
 
@@ -109,13 +108,11 @@ def cut(variables: Variables, before: Walk, after: Walk) -> dict[str, Any]:
   one with every other gate at zero. Takes any of the collections; returns
   numpy arrays (slicing on the device would compile once per shape).
   """
-  want = traverse_util.flatten_dict(
-    {k: v for k, v in after.shapes.items() if k in variables}, sep='/'
+  want = trees.flatten(
+    {k: v for k, v in after.shapes.items() if k in variables}
   )
   flat = {}
-  for path, value in traverse_util.flatten_dict(
-    jax.device_get(dict(variables)), sep='/'
-  ).items():
+  for path, value in trees.flatten(jax.device_get(dict(variables))).items():
     if path not in want:  # its layer has vanished, or reads nothing any more
       continue
     layer = path.split('/', 1)[1].rpartition('/')[0]
@@ -124,14 +121,16 @@ def cut(variables: Variables, before: Walk, after: Walk) -> dict[str, Any]:
       value = _take(value, before.gates[layer], after.gates[layer], axis=-1)
     elif owner in after.sites:
       old, new = before.sites[owner], after.sites[owner]
-      if path.endswith('/kernel') and old.ins is not None:
+      if (
+        path.endswith('/kernel') and old.ins is not None and new.ins is not None
+      ):
         value = _take(value, old.ins, new.ins, axis=-2)
       value = _take(value, old.outs, new.outs, axis=-1)
     flat[path] = value
   wrong = [k for k in want if k not in flat or flat[k].shape != want[k].shape]
   if wrong:
     raise ValueError(f'cutting gave no or wrong arrays for {wrong}')
-  return traverse_util.unflatten_dict(flat, sep='/')
+  return trees.unflatten(flat)
 
 
 def count(net: Any, image_shape: tuple[int, int, int]) -> Counts:
@@ -198,9 +197,8 @@ def _gate_outputs(net, variables, images):
   def record(call, args, kwargs, context):
     out = call(*args, **kwargs)
     gate = context.module
-    if context.method_name == '__call__' and isinstance(gate, layers.Gate):
-      if out.ids:
-        found['/'.join(gate.path)] = out.ids, np.asarray(out.x)
+    if isinstance(gate, layers.Gate) and out.ids:
+      found['/'.join(gate.path)] = out.ids, np.asarray(out.x)
     return out
 
   with nn.intercept_methods(record):

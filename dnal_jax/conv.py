@@ -52,7 +52,7 @@ def _native(x, kernel, *, stride, depthwise):
 
 
 def _shifted_products(x, kernel, *, stride):
-  """Depthwise: the sum over the k * k taps of (shifted image) * (its weight)."""
+  """Depthwise: sum over the k * k taps of shifted image * weight."""
   taps = kernel.reshape(-1, kernel.shape[-1])
   windows = _windows(x, kernel.shape[0], stride)
   products = [w * tap for w, tap in zip(windows, taps, strict=True)]

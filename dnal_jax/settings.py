@@ -142,7 +142,8 @@ def _build(kind: Any, value: Any, path: str) -> Any:
     return float(value)
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     raise errors.UserError(
-      f'{key} is {value!r}; it must be of type {getattr(kind, "__name__", kind)}'
+      f'{key} is {value!r}; it must be of type'
+      f' {getattr(kind, "__name__", kind)}'
     )
   return value
 

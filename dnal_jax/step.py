@@ -7,13 +7,11 @@ convolution weights in it.
 
 from typing import Any, NamedTuple
 
-from flax import linen as nn
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 
-from dnal_jax import gating
+from dnal_jax import gating, trees
 from dnal_jax.stages import Stage
 
 
@@ -53,7 +51,7 @@ def train_step(
   state: State,
   batch: Batch,
   *,
-  net: nn.Module,
+  net: Any,
   stage: Stage,
   steps_per_epoch: int,
 ) -> tuple[State, dict[str, jax.Array]]:
@@ -65,8 +63,8 @@ def train_step(
   tx = stage.optimizer(_flat(state.params, state.logits), steps_per_epoch)
   trained, frozen = _split(stage, state.params, state.logits)
 
-  def loss_fn(trained):
-    tree = traverse_util.unflatten_dict({**trained, **frozen}, sep='/')
+  def loss_fn(trained: dict[str, Any]):
+    tree = trees.unflatten({**trained, **frozen})
     logits = tree.get('gates', {})
     gates = stage.gates(logits, state.step // steps_per_epoch)
     variables = {
@@ -90,7 +88,7 @@ def train_step(
   grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(trained)
   updates, opt_state = tx.update(grads, state.opt_state, trained)
   trained = optax.apply_updates(trained, updates)
-  tree = traverse_util.unflatten_dict({**frozen, **trained}, sep='/')
+  tree = trees.unflatten({**frozen, **trained})
   return (
     State(
       state.step + 1,
@@ -104,7 +102,7 @@ def train_step(
 
 
 def eval_step(
-  variables: Any, batch: Batch, *, net: nn.Module
+  variables: Any, batch: Batch, *, net: Any
 ) -> tuple[dict[str, jax.Array], jax.Array]:
   """Weighted sums over the batch, and the logits [B, classes] float32."""
   scores = net.apply(variables, batch.image)
@@ -125,9 +123,8 @@ def cross_entropy(scores: jax.Array, label: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy_with_integer_labels(scores, label)
 
 
-def _flat(params, logits) -> dict[str, jax.Array]:
-  tree = {'params': params, 'gates': logits}
-  return traverse_util.flatten_dict(tree, sep='/')
+def _flat(params, logits) -> dict[str, Any]:
+  return trees.flatten({'params': params, 'gates': logits})
 
 
 def _split(stage, params, logits):

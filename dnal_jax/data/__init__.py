@@ -1,0 +1,1 @@
+"""Images and labels: read once into memory, batched on the device."""

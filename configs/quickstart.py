@@ -1,0 +1,44 @@
+"""The demo: a small VGG learns its own architecture on 8x8 digits.
+
+  python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
+
+Half a minute on 2 CPU cores. The schedule and the penalty are ours: the
+paper has no digits. A penalty acts once per step, and this run has a hundredth
+of the paper's steps, so it is a thousand times larger (README, "Lambda").
+"""
+
+from ml_collections import ConfigDict
+
+from configs import recipe
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  config = ConfigDict()
+  config.seed = 0
+  config.network = ConfigDict({'name': 'vgg7_digits', 'width': 1.0})
+  config.data = ConfigDict(
+    {
+      'name': 'digits',
+      'image': 8,
+      'classes': 10,
+      'mean': (0.3053,),  # of the training split's pixels
+      'std': (0.3760,),
+      'validation': 297,
+      'crop_pad': 1,
+      'flip': False,  # a mirrored digit is no digit
+    }
+  )
+  config.batch_size = 64
+  config.eval_batch_size = 256
+  config.tensorboard = False  # importing TensorFlow takes longer than a stage
+  config.penalty = 0.1  # lambda
+  config.order = recipe.order(variant)
+  config.stages = recipe.stages(
+    penalty=config.get_ref('penalty'),
+    weight_decay=5e-4,
+    warmup=(10, recipe.cosine(0.05, horizon=20)),
+    search=10,
+    finetune=(15, recipe.cosine(0.05, horizon=15)),
+    baseline=(25, recipe.cosine(0.05, horizon=25)),
+  )
+  return config

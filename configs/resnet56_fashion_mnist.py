@@ -1,0 +1,22 @@
+r"""ResNet56 on Fashion-MNIST.
+
+  python -m dnal_jax.main \
+    --config=configs/resnet56_fashion_mnist.py --workdir=DIR
+
+  --config.penalty=5e-5: another lambda
+  --config=configs/resnet56_fashion_mnist.py:baseline: the whole network, once
+
+The paper has no such run; RESULTS.md has what was measured.
+Schedule: ours (small_images.py).
+Weight decay 1e-4: 1512.03385, section 4.2.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import small_images
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  return small_images.fashion_mnist(
+    'resnet56_cifar', weight_decay=1e-4, variant=variant
+  )

@@ -1,0 +1,89 @@
+"""Checkpoints of a run: arrays by orbax, and beside them where the run stands.
+
+The position (JSON) is read first; it tells which channels the arrays have, so
+that they are restored into the shapes of that network and no others.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from dnal_jax import errors
+
+
+class Checkpoints:
+  """The newest two checkpoints in a folder, numbered in order of the run."""
+
+  def __init__(self, directory: pathlib.Path):
+    self._directory = directory
+    self._manager = ocp.CheckpointManager(
+      directory.absolute(),
+      item_names=('state', 'position'),
+      options=ocp.CheckpointManagerOptions(max_to_keep=2),
+    )
+
+  def save(self, number: int, state: Any, position: dict[str, Any]) -> None:
+    """Starts saving; a half-written checkpoint is never taken for one."""
+    self._manager.save(
+      number,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(_tree(state)),
+        position=ocp.args.JsonSave(position),
+      ),
+    )
+
+  def latest(self) -> tuple[int, dict[str, Any]] | None:
+    """Number and position of the newest checkpoint, if there is one."""
+    number = self._manager.latest_step()
+    if number is None:
+      return None
+    restored = self._manager.restore(
+      number, args=ocp.args.Composite(position=ocp.args.JsonRestore())
+    )
+    return number, restored['position']
+
+  def restore(self, number: int, like: Any) -> Any:
+    """The state of a checkpoint; `like` gives its structure and shapes.
+
+    Raises:
+      UserError: what is stored has other paths, shapes or dtypes.
+    """
+    want = _tree(like)
+    stored = self._manager.item_metadata(number)['state']
+    differing = _differing(_signature(stored), _signature(want))
+    if differing:
+      raise errors.UserError(
+        f"checkpoint '{self._directory / str(number)}' does not fit the"
+        f' network: {differing}; it was written by another version, or is'
+        ' damaged'
+      )
+    restored = self._manager.restore(
+      number, args=ocp.args.Composite(state=ocp.args.StandardRestore(want))
+    )
+    leaves = [restored['state'][key] for key in want]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+  def close(self) -> None:
+    """Waits for what is being saved."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def _tree(state: Any) -> dict[str, Any]:
+  """A flat dict, because orbax gives named tuples back as dicts or lists."""
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _signature(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+  return {k: (tuple(a.shape), str(a.dtype)) for k, a in tree.items()}
+
+
+def _differing(have: dict[str, Any], want: dict[str, Any]) -> str:
+  """The first leaf that differs, in words; '' if none does."""
+  for key in sorted(have.keys() | want.keys()):
+    if have.get(key) != want.get(key):
+      return f'{key} is stored as {have.get(key)}, wanted {want.get(key)}'
+  return ''

@@ -1,0 +1,32 @@
+"""How a command of ours starts, and how it tells a mistake."""
+
+from collections.abc import Callable, Sequence
+import sys
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from dnal_jax import errors
+
+
+def run(body: Callable[[Sequence[str]], None]) -> None:
+  """`app.run(body)`, but a user's mistake is one message and exit code 2."""
+  try:
+    argv = flags.FLAGS(sys.argv, known_only=False)
+  except flags.Error as error:
+    _give_up(error)
+  except (AttributeError, KeyError) as error:  # ml_collections: unknown key
+    lines = str(error).strip('"\'').replace('\\n', '\n').splitlines()
+    _give_up(f"unknown config key '{lines[0].strip()}'. {' '.join(lines[1:])}")
+  except (OSError, ValueError, TypeError, ImportError) as error:
+    _give_up(error)
+  try:
+    logging.set_verbosity(logging.WARNING)  # orbax is talkative
+    app.run(body, argv=argv)
+  except errors.UserError as error:
+    _give_up(error)
+
+
+def _give_up(message: object) -> NoReturn:
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)

@@ -1,0 +1,88 @@
+"""Batches from arrays on the device, a pure function of (seed, step).
+
+N images in all, B batch, H height, W width, C channels. Because no state is
+kept, a resumed run sees the same batches by construction.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dnal_jax.step import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Presentation:
+  """How uint8 images become the network's input."""
+
+  mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+  std: tuple[float, ...]
+  crop_pad: int = 0  # zeros on each side before a random crop
+  flip: bool = False  # left-right, every other image
+
+  def normalise(self, images: jax.Array) -> jax.Array:
+    """[B, H, W, C] uint8 -> float32, of mean 0 and deviation 1."""
+    pixels = images.astype(jnp.float32) / 255
+    return (pixels - jnp.array(self.mean)) / jnp.array(self.std)
+
+
+def epoch_order(seed: int, epoch: jax.Array, images: int) -> jax.Array:
+  """[N] int32: a new permutation in every epoch of the run."""
+  key = jax.random.fold_in(jax.random.key(seed), epoch)
+  return jax.random.permutation(key, images).astype(jnp.int32)
+
+
+def train_batch(
+  images: jax.Array,  # [N, H, W, C] uint8
+  labels: jax.Array,  # [N] int32
+  order: jax.Array,  # [N] int32
+  step: jax.Array,  # of the run, for the augmentation
+  position: jax.Array,  # of the batch in the epoch
+  *,
+  seed: int,
+  batch_size: int,
+  presentation: Presentation,
+) -> Batch:
+  """Batch `position` of the epoch in `order`, cropped and flipped at random."""
+  start = position * batch_size
+  index = jax.lax.dynamic_slice_in_dim(order, start, batch_size)
+  chosen = images[index]
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  crop_key, flip_key = jax.random.split(key)
+  if presentation.crop_pad:
+    chosen = _random_crop(crop_key, chosen, presentation.crop_pad)
+  if presentation.flip:
+    flipped = jax.random.bernoulli(flip_key, shape=(batch_size, 1, 1, 1))
+    chosen = jnp.where(flipped, chosen[:, :, ::-1], chosen)
+  return Batch(
+    presentation.normalise(chosen), labels[index], jnp.ones(batch_size)
+  )
+
+
+def eval_batch(
+  images: jax.Array,  # [N, H, W, C] uint8
+  labels: jax.Array,  # [N] int32
+  start: jax.Array,
+  *,
+  batch_size: int,
+  presentation: Presentation,
+) -> Batch:
+  """Images start, start + 1, ...; past the end the weights are 0."""
+  index = start + jnp.arange(batch_size)
+  weight = (index < len(labels)).astype(jnp.float32)
+  index = jnp.minimum(index, len(labels) - 1)
+  return Batch(presentation.normalise(images[index]), labels[index], weight)
+
+
+def _random_crop(key, images, pad):
+  """Shifts each image by up to `pad` pixels each way, zeros moving in."""
+  batch, height, width, channels = images.shape
+  padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  corners = jax.random.randint(key, (batch, 2), 0, 2 * pad + 1)
+
+  def crop(image, corner):
+    start = (corner[0], corner[1], 0)
+    return jax.lax.dynamic_slice(image, start, (height, width, channels))
+
+  return jax.vmap(crop)(padded, corners)

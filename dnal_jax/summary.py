@@ -1,0 +1,113 @@
+"""Widths and cost of a network, full or learned. Needs no data, no weights.
+
+python -m dnal_jax.summary --network=resnet50
+python -m dnal_jax.summary --config=configs/vgg16_cifar10.py
+python -m dnal_jax.summary --architecture=DIR/architecture.json --json
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from dnal_jax import cli, compact, errors, folder, models, settings
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
+_NETWORK = flags.DEFINE_string('network', None, 'Name of a network.')
+_ARCHITECTURE = flags.DEFINE_string(
+  'architecture', None, 'What a search has left: DIR/architecture.json.'
+)
+_JSON = flags.DEFINE_bool('json', False, 'Print JSON rather than a table.')
+
+
+def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+  """Per layer the widths and multiply-adds before and after; both counts."""
+  whole = compact.with_keep(net, {})
+  before, after = (compact.walk(n, image_shape) for n in (whole, net))
+  rows = []
+  for path, site in before.sites.items():
+    now = after.sites[path]
+    rows.append(
+      {
+        'layer': path,
+        'gate': site.out_gate,
+        'width': len(site.outs),
+        'learned_width': len(now.outs),
+        'macs': site.macs,
+        'learned_macs': now.macs,
+      }
+    )
+  return {
+    'image_shape': list(image_shape),
+    'layers': rows,
+    'gates': {
+      'total': sum(map(len, before.gates.values())),
+      'kept': sum(map(len, after.gates.values())),
+    },
+    'baseline': dataclasses.asdict(compact.count(whole, image_shape)),
+    'learned': (
+      dataclasses.asdict(compact.count(net, image_shape)) if net.keep else None
+    ),
+  }
+
+
+def table(summary: dict[str, Any]) -> str:
+  """The summary for people."""
+  learned = summary['learned']
+  lines = [f'{"layer":28}{"width":>8}{"":>8}{"macs":>16}']
+  for row in summary['layers']:
+    line = f'{row["layer"]:28}{row["width"]:>8}'
+    line += f'{row["learned_width"]:>8}' if learned else f'{"":8}'
+    line += f'{row["macs"]:>16,}'
+    lines.append(line + (f'{row["learned_macs"]:>16,}' if learned else ''))
+  lines.append('')
+  for key, value in summary['baseline'].items():
+    line = f'{key.replace("_", " "):44}{value:>16,}'
+    lines.append(line + (f'{learned[key]:>16,}' if learned else ''))
+  gates = summary['gates']
+  line = f'{"gated channels":44}{gates["total"]:>16,}'
+  return '\n'.join(
+    [*lines, line + (f'{gates["kept"]:>16,}' if learned else '')]
+  )
+
+
+def _network() -> tuple[Any, tuple[int, int, int]]:
+  """The network that the flags name, and the shape of its images."""
+  if _CONFIG.value and _NETWORK.value:
+    raise errors.UserError('give --config or --network, not both')
+  given = None
+  if _CONFIG.value:
+    parsed = settings.parse(_CONFIG.value.to_dict())
+    given = parsed.build(), parsed.image_shape
+  if _NETWORK.value:
+    variant = models.get(_NETWORK.value)
+    image_shape = (variant.image, variant.image, 3)
+    given = variant.build(classes=variant.classes), image_shape
+  if not _ARCHITECTURE.value:
+    if given is None:
+      raise errors.UserError(
+        'give --config=configs/NAME.py or --network=NAME, or'
+        ' --architecture=DIR/architecture.json'
+      )
+    return given
+  path = pathlib.Path(_ARCHITECTURE.value)
+  learned, image_shape = folder.read_architecture(path)
+  if given and given != (compact.with_keep(learned, {}), image_shape):
+    raise errors.UserError(
+      f"'{path}' was learned from another network than the one given"
+    )
+  return learned, image_shape
+
+
+def body(argv: Sequence[str]) -> None:
+  del argv
+  summary = summarise(*_network())
+  print(json.dumps(summary, indent=1) if _JSON.value else table(summary))
+
+
+if __name__ == '__main__':
+  cli.run(body)
