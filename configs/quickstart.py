@@ -31,14 +31,14 @@ def get_config(variant: str = '') -> ConfigDict:
   config.batch_size = 64
   config.eval_batch_size = 256
   config.tensorboard = False  # importing TensorFlow takes longer than a stage
-  config.penalty = 0.1  # lambda
+  config.penalty = 0.035  # lambda
   config.order = recipe.order(variant)
   config.stages = recipe.stages(
     penalty=config.get_ref('penalty'),
     weight_decay=5e-4,
     warmup=(10, recipe.cosine(0.05, horizon=20)),
     search=10,
-    finetune=(15, recipe.cosine(0.05, horizon=15)),
-    baseline=(25, recipe.cosine(0.05, horizon=25)),
+    finetune=(30, recipe.cosine(0.05, horizon=30)),
+    baseline=(40, recipe.cosine(0.05, horizon=40)),
   )
   return config

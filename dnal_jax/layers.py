@@ -98,7 +98,7 @@ class Gate(nn.Module):
         f" layer the width gated(self, '{self.name}', ...)"
       )
     if not m.ids:
-      return dataclasses.replace(m, closed=(path,))
+      return dataclasses.replace(m, closed=(*m.closed, path))
     g = self.variable('gates', 'g', jnp.ones, (len(m.ids),), jnp.float32)
     return dataclasses.replace(m, x=m.x * g.value)
 

@@ -87,8 +87,8 @@ def train_step(
 
   grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(trained)
   updates, opt_state = tx.update(grads, state.opt_state, trained)
-  trained = optax.apply_updates(trained, updates)
-  tree = trees.unflatten({**frozen, **trained})
+  after: Any = optax.apply_updates(trained, updates)
+  tree = trees.unflatten({**frozen, **after})
   return (
     State(
       state.step + 1,
@@ -127,7 +127,9 @@ def _flat(params, logits) -> dict[str, Any]:
   return trees.flatten({'params': params, 'gates': logits})
 
 
-def _split(stage, params, logits):
+def _split(
+  stage: Stage, params: Any, logits: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """({path: leaf} that the stage trains, {path: leaf} that it does not)."""
   flat = _flat(params, logits)
   trains = stage.groups(flat)

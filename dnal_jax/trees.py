@@ -1,4 +1,4 @@
-"""Nested dicts of arrays as {path: leaf}, with paths like 'params/head/bias'."""
+"""Nested dicts of arrays as {path: leaf}; a path is 'params/head/bias'."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,0 +1,31 @@
+# Works on a fresh clone with nothing but Python 3.11+ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+
+demo: .venv/installed
+	$(BIN)/python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
+
+test: check
+	$(BIN)/python -m pytest
+
+# What .pre-commit-config.yaml runs, and no more.
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/python -m pytest tests/test_imports.py
+
+clean:
+	rm -rf .venv runs
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dnal_jax needs Python 3.11 or later; make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/dev: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@

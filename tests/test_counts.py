@@ -1,0 +1,133 @@
+"""Sizes of every network, to the integer, in both conventions."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dnal_jax import compact, models
+
+ROOT = pathlib.Path(__file__).parent.parent
+# params, macs, reference params, reference macs, gated channels, gates. The
+# reference figures round to the baselines of the paper's tables.
+PUBLISHED = {
+  'vgg16': (
+    *(138_382_376, 15_470_264_320, 138_365_992, 15_470_281_960),
+    *(4_224, 13),
+  ),
+  'vgg16_cifar': (
+    *(14_991_946, 313_463_808, 14_990_922, 313_472_778),
+    *(4_224, 13),
+  ),
+  'resnet50': (
+    *(25_557_032, 4_089_184_256, 25_549_352, 4_089_207_976),
+    *(22_720, 49),
+  ),
+  'resnet56_cifar': (
+    *(853_018, 125_485_696, 853_018, 125_487_738),
+    *(2_032, 55),
+  ),
+  'mobilenet_v2': (
+    *(3_504_872, 300_774_272, 3_504_872, 300_792_328),
+    *(9_920, 35),
+  ),
+  'mobilenet_v2_cifar': (
+    *(2_296_922, 91_154_944, 2_296_922, 91_172_498),
+    *(9_920, 35),
+  ),
+}
+OURS = {'vgg7_digits', 'resnet8_digits', 'mobilenet_v2_digits'}
+
+
+def build(name, **kwargs):
+  variant = models.get(name)
+  shape = (variant.image, variant.image, 3)
+  return variant.build(classes=variant.classes, **kwargs), shape
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+  net, shape = build(name)
+  counts = compact.count(net, shape)
+  gates = compact.walk(net, shape).gates
+  assert (
+    counts.params,
+    counts.macs,
+    counts.reference_params,
+    counts.reference_macs,
+    sum(map(len, gates.values())),
+    len(gates),
+  ) == PUBLISHED[name]
+
+
+def test_table_is_complete():
+  assert set(models.NETWORKS) == set(PUBLISHED) | OURS
+
+
+def summary(*flags):
+  done = subprocess.run(
+    [sys.executable, '-m', 'dnal_jax.summary', *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return done.stdout
+
+
+@pytest.mark.parametrize(
+  ('flag', 'name'),
+  [
+    ('--config=configs/vgg16_cifar10.py', 'vgg16_cifar'),
+    ('--config=configs/resnet56_cifar10.py:baseline', 'resnet56_cifar'),
+    ('--config=configs/mbv2_cifar10.py', 'mobilenet_v2_cifar'),
+    ('--network=vgg16', 'vgg16'),
+    ('--network=resnet50', 'resnet50'),
+    ('--network=mobilenet_v2', 'mobilenet_v2'),
+  ],
+)
+def test_summary_gives_them(flag, name):
+  told = json.loads(summary(flag, '--json'))
+  assert tuple(told['baseline'].values()) == PUBLISHED[name][:4]
+  assert told['gates']['total'] == PUBLISHED[name][4]
+  assert sum(row['macs'] for row in told['layers']) == PUBLISHED[name][1]
+
+
+def test_summary_table_for_people():
+  text = summary('--config=configs/quickstart.py')
+  assert 'conv3_2' in text
+  assert '2,379,008' in text
+
+
+def test_half_of_resnet50_in_both_conventions():
+  """The reference's counting loses what shortcuts keep alive: of a ResNet50
+  with half of the gates closed it counts about 8.9 M parameters, and the
+  network has about 11.0 M."""
+  net, shape = build('resnet50')
+  rng = np.random.default_rng(0)
+  keep = {
+    gate: tuple(i for i in ids if rng.random() < 0.5)
+    for gate, ids in compact.walk(net, shape).gates.items()
+  }
+  counts = compact.count(compact.with_keep(net, keep), shape)
+  assert counts.params == pytest.approx(11.01e6, rel=0.02)
+  assert counts.reference_params == pytest.approx(8.93e6, rel=0.02)
+  assert counts.reference_macs < counts.macs
+
+
+def test_reference_count_by_hand():
+  """Two channels kept in every gate of the digits VGG: a sum on paper."""
+  variant = models.get('vgg7_digits')
+  full = variant.build(classes=10)
+  gates = compact.walk(full, (8, 8, 1)).gates
+  net = compact.with_keep(full, dict.fromkeys(gates, (0, 1)))
+  counts = compact.count(net, (8, 8, 1))
+  convs = 9 * 1 * 2 + 5 * (9 * 2 * 2)
+  offsets = 6 * 3 * 2  # bias, scale, bias of the norm
+  assert counts.reference_params == convs + offsets + 2 * 10 + 10
+  macs = 9 * 2 * 64 + 36 * 64 + 36 * (16 + 16 + 4 + 4) + 2 * 10
+  assert counts.macs == macs
+  assert counts.reference_macs == macs + 6 * 2 * 2 + 10

@@ -1,0 +1,114 @@
+"""Channel ids survive everything that layers do to a feature map."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnal_jax import layers
+
+
+def features(ids, seed=0, shape=(2, 3, 3), **kwargs):
+  rng = np.random.default_rng(seed)
+  x = jnp.asarray(rng.normal(size=(*shape, len(ids))), jnp.float32)
+  return layers.Features(x, tuple(ids), **kwargs)
+
+
+def dense(m, channels):
+  """The map with all channels, absent ones zero: what a sum must respect."""
+  whole = np.zeros((*m.x.shape[:-1], channels), np.float32)
+  whole[..., list(m.ids)] = m.x
+  return whole
+
+
+@pytest.mark.parametrize(
+  ('a', 'b'),
+  [((0, 3), (1, 3, 4)), ((), (2,)), ((1,), ()), ((), ()), ((0, 1), (0, 1))],
+)
+def test_add_is_the_sum_with_zeros(a, b):
+  a, b = features(a, 1), features(b, 2)
+  total = layers.add(a, b)
+  assert total.ids == tuple(sorted({*a.ids, *b.ids}))
+  np.testing.assert_array_equal(dense(total, 5), dense(a, 5) + dense(b, 5))
+
+
+def test_select_fills_with_zeros():
+  m = features((1, 4))
+  got = layers.select(m, (0, 4))
+  np.testing.assert_array_equal(got.x[..., 0], 0)
+  np.testing.assert_array_equal(got.x[..., 1], m.x[..., 1])
+
+
+def test_flatten_keeps_positions_apart():
+  whole = features(range(4))
+  part = layers.select(whole, (1, 3))
+  flat, flat_part = layers.flatten(whole, 4), layers.flatten(part, 4)
+  np.testing.assert_array_equal(flat.x[:, np.array(flat_part.ids)], flat_part.x)
+  assert len(flat_part.ids) == 9 * 2
+
+
+def test_subsample_shifts_ids():
+  m = features((0, 2))
+  got = layers.subsample(m, 2, shift=4)
+  assert got.ids == (4, 6)
+  np.testing.assert_array_equal(got.x, m.x[:, ::2, ::2])
+
+
+def test_closed_needs_every_summand_cut_off():
+  seen, cut = features((0,)), features((1,), closed=('a',))
+  assert layers.add(cut, seen).closed == ()
+  both = layers.add(cut, features((1,), closed=('b', 'a')))
+  assert both.closed == ('a', 'b')
+
+
+class Chained(nn.Module):
+  keep: layers.Keep
+
+  @nn.compact
+  def __call__(self, x):
+    return layers.chain(self, a=4, b=4, c=4)
+
+
+def test_nothing_is_kept_in_front_of_an_emptied_layer():
+  net = Chained({'b': (), 'c': (1, 2)})
+  widths = net.apply({}, 0)
+  assert [w.ids for w in widths] == [(), (), (1, 2)]
+  assert [w.gate for w in widths] == ['a', 'b', 'c']
+
+
+class OneConv(nn.Module):
+  outs: tuple[int, ...] = (0, 1)
+  gate: str = 'gate'
+
+  @nn.compact
+  def __call__(self, m):
+    width = layers.Width(self.outs, self.gate)
+    m = layers.ConvBn(width, 3, bias=True, train=True, name='conv')(m)
+    return layers.Gate(name='gate')(m)
+
+
+def test_layer_without_outputs_has_no_variables():
+  m = features((0, 1, 2))
+  out, variables = OneConv(()).init_with_output(jax.random.key(0), m)
+  assert not variables
+  assert out.closed == ('gate',)
+  assert out.x.shape == (2, 3, 3, 0)
+
+
+def test_layer_without_inputs_is_the_constant_it_was():
+  empty = features((), closed=('other',))
+  out, variables = OneConv().init_with_output(jax.random.key(0), empty)
+  assert set(variables['params']['conv']) == {'bias', 'bn'}
+  assert out.closed == ('other',)
+  np.testing.assert_array_equal(out.x, 0)  # BatchNorm's bias at init
+
+
+def test_gate_must_stand_behind_its_own_layer():
+  with pytest.raises(ValueError, match=r'give that layer the width gated\('):
+    OneConv(gate='elsewhere').init(jax.random.key(0), features((0,)))
+
+
+def test_scaled_widths():
+  assert layers.scaled(17, 1.0) == 17
+  assert [layers.scaled(64, w) for w in (0.5, 0.25, 0.01)] == [32, 16, 8]
