@@ -8,6 +8,7 @@ padding by 4 and flip are the custom for CIFAR since 1512.03385, section 4.2.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import recipe
 
@@ -48,6 +49,8 @@ def _config(network, weight_decay, data, variant) -> ConfigDict:
       'validation': 5000,
       'crop_pad': 4,
       'flip': True,
+      'dir': placeholder(str),  # none: TFDS_DATA_DIR
+      'train_limit': placeholder(int),  # none: all images
     }
   )
   config.batch_size = 128

@@ -54,21 +54,19 @@ def read_json(path: pathlib.Path) -> Any:
     ) from error
 
 
-def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Writes config.json, or checks that the folder belongs to this config.
+def check(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """A folder that has a config.json has it of this config.
 
   Raises:
     UserError: it belongs to another; names the keys that differ.
   """
   path = workdir / 'config.json'
-  config = json.loads(json.dumps(config))  # tuples become lists, as on disk
   if not path.exists():
-    value = {'config': config, 'versions': _versions(), 'git': _git_hash()}
-    write_json(path, value)
     return
   theirs = read_json(path)
   if not isinstance(theirs, dict) or 'config' not in theirs:
     raise errors.UserError(f"'{path}' is not a config.json of ours")
+  config = json.loads(json.dumps(config))  # tuples become lists, as on disk
   ours, theirs = _leaves(config), _leaves(theirs['config'])
   differing = [
     f'{key} (folder: {theirs.get(key)}, now: {ours.get(key)})'
@@ -81,6 +79,14 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
       + '; '.join(differing)
       + '. Choose another --workdir, or go back to its config'
     )
+
+
+def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Writes config.json, once."""
+  path = workdir / 'config.json'
+  if not path.exists():
+    value = {'config': config, 'versions': _versions(), 'git': _git_hash()}
+    write_json(path, value)
 
 
 def write_architecture(

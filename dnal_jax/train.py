@@ -64,42 +64,51 @@ def run(
     UserError: the folder belongs to another config, the data cannot be read,
       or the search has left no path through the network.
   """
-  folder.claim(workdir, config)
+  folder.check(workdir, config)
   if (workdir / 'result.json').exists():
     print(f"'{workdir}' is finished; nothing to do. Its result:\n")
     return folder.read_json(workdir / 'result.json')
-  return _Run(settings, workdir).to_the_end()
+  splits = _load(settings)  # before anything is written
+  folder.claim(workdir, config)
+  return _Run(settings, workdir, splits).to_the_end()
+
+
+def _load(settings: Settings) -> memory.Splits:
+  data = settings.data
+  splits = memory.load(
+    data.name,
+    image=data.image,
+    channels=len(data.mean),
+    classes=data.classes,
+    validation=data.validation,
+    directory=data.dir,
+    train_limit=data.train_limit,
+  )
+  images = len(splits.train.labels)
+  if settings.batch_size > images:
+    raise errors.UserError(
+      f'batch_size is {settings.batch_size}, but there are {images} images'
+      ' to train on; make it smaller'
+    )
+  return splits
 
 
 class _Run:
   """One process's share of a run: data, network, state, position."""
 
-  def __init__(self, settings: Settings, workdir: pathlib.Path):
+  def __init__(
+    self, settings: Settings, workdir: pathlib.Path, splits: memory.Splits
+  ):
     self.settings = settings
     self.workdir = workdir
     data = settings.data
-    splits = memory.load(
-      data.name,
-      image=data.image,
-      channels=len(data.mean),
-      classes=data.classes,
-      validation=data.validation,
-      directory=data.dir,
-      train_limit=data.train_limit,
-    )
     self.train = jax.device_put(splits.train)
     self.validation = jax.device_put(splits.validation)
     self.test = splits.test
     self.presentation = batches.Presentation(
       data.mean, data.std, data.crop_pad, data.flip
     )
-    images = len(splits.train.labels)
-    self.steps_per_epoch = images // settings.batch_size
-    if not self.steps_per_epoch:
-      raise errors.UserError(
-        f'batch_size is {settings.batch_size}, but there are {images} images'
-        ' to train on; make it smaller'
-      )
+    self.steps_per_epoch = len(splits.train.labels) // settings.batch_size
     self.full = settings.build()
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
     self._resume_or_start()

@@ -1,0 +1,216 @@
+"""A cut network is the hard-gated network: same logits, same training.
+
+In float64, so that rounding neither hides nor feigns a difference, on all six
+networks in full depth (narrower, on small images).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnal_jax import compact, models, trees
+from dnal_jax.stages import Group, LearningRate, Stage
+from dnal_jax.step import Batch, begin, train_step
+
+BATCH = 12
+# Image sides that leave several positions to the last convolutions.
+SIDES = {
+  'vgg16': 32,
+  'vgg16_cifar': 32,
+  'resnet50': 64,
+  'resnet56_cifar': 8,
+  'mobilenet_v2': 64,
+  'mobilenet_v2_cifar': 16,
+}
+WEIGHTS = {'all': Group('params/.*', LearningRate(0.01), 0.9, 1e-4)}
+# sigmoid(1e4 * s) is 0 or 1 to the bit for s = -1, 1: these gates are hard.
+HARD = Stage('hard', 1, WEIGHTS, delta_end=1e4)
+OPEN = Stage('open', 1, WEIGHTS)
+
+
+@pytest.fixture
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def randomised(net, shape, rng):
+  """Variables with BatchNorms that are far from the identity they start as."""
+  shapes = trees.flatten(compact.walk(net, shape).shapes)
+  flat = {}
+  for path, leaf in shapes.items():
+    noise = rng.normal(size=leaf.shape)
+    if path.endswith('kernel'):
+      fan_in = np.prod(leaf.shape[:-1])
+      flat[path] = noise * np.sqrt(2 / fan_in)
+    elif path.endswith(('scale', 'var')):
+      flat[path] = np.exp(0.3 * noise)
+    else:
+      flat[path] = 0.3 * noise
+  return trees.unflatten(flat)
+
+
+def patterns(gates, rng):
+  """{name: {gate: kept ids}}: half, a tenth, almost none, one site empty."""
+  keeps = {
+    name: {
+      gate: tuple(i for i in ids if rng.random() < share)
+      for gate, ids in gates.items()
+    }
+    for name, share in (('half', 0.5), ('tenth', 0.1), ('almost none', 0.01))
+  }
+  emptied = list(gates)[len(gates) // 2]
+  keeps['one site empty'] = {**keeps['half'], emptied: ()}
+  return keeps
+
+
+def measured(variables, logits, images, labels, *, net, stage):
+  """Logits in eval and train mode, and the losses of two steps of SGD."""
+  gates = stage.gates(logits, 0)
+  params, stats = variables['params'], variables['batch_stats']
+  applied = {'params': params, 'batch_stats': stats, 'gates': gates}
+  evaluated = net.apply(applied, images)
+  trained, _ = net.apply(applied, images, train=True, mutable=['batch_stats'])
+  state = begin(stage, params, logits, stats, steps_per_epoch=10)
+  batch = Batch(images, labels, jnp.ones(BATCH))
+  losses = []
+  for _ in range(2):
+    state, metrics = train_step(
+      state, batch, net=net, stage=stage, steps_per_epoch=10
+    )
+    losses.append(metrics['loss'])
+  return {'eval': evaluated, 'train': trained, 'losses': jnp.array(losses)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('name', SIDES)
+def test_cut_network_is_the_gated_network(name):
+  rng = np.random.default_rng(0)
+  shape = (SIDES[name], SIDES[name], 3)
+  net = models.get(name).build(classes=10, width=0.25)
+  walk = compact.walk(net, shape)
+  variables = randomised(net, shape, rng)
+  images = jnp.asarray(rng.normal(size=(BATCH, *shape)))
+  labels = jnp.asarray(rng.integers(0, 10, BATCH))
+  gated = jax.jit(partial(measured, net=net, stage=HARD))
+  for pattern, keep in patterns(walk.gates, rng).items():
+    signs = {
+      f'{gate}/g': np.where(np.isin(ids, keep[gate]), 1.0, -1.0)
+      for gate, ids in walk.gates.items()
+    }
+    want = gated(variables, trees.unflatten(signs), images, labels)
+    small = compact.with_keep(net, keep)
+    after = compact.walk(small, shape)
+    cut = compact.cut(variables, walk, after)
+    logits = jax.tree.map(
+      lambda a: np.zeros(a.shape), after.shapes.get('gates', {})
+    )
+    ours = jax.jit(partial(measured, net=small, stage=OPEN))
+    got = ours(cut, logits, images, labels)
+    for key, value in want.items():
+      scale = float(abs(value).max())
+      worst = float(abs(got[key] - value).max())
+      assert worst <= 1e-9 * scale, f'{pattern}, {key}: {worst} of {scale}'
+    if not after.cut_off_by:  # the images must matter, or nothing is tested
+      spread = float(abs(want['eval'] - want['eval'].mean(0)).max())
+      assert spread > 1e-3 * float(abs(want['eval']).max()), pattern
+    assert all(np.prod(a.shape) for a in jax.tree.leaves(after.shapes))
+
+
+@pytest.mark.parametrize(
+  'name', ['vgg7_digits', 'resnet8_digits', 'mobilenet_v2_digits']
+)
+def test_float32_agrees_to_rounding(name):
+  """What a run sees: float32, full width, eval and train mode, 1e-5."""
+  rng = np.random.default_rng(1)
+  net, shape = models.get(name).build(classes=10), (8, 8, 3)
+  walk = compact.walk(net, shape)
+  variables = jax.tree.map(np.float32, randomised(net, shape, rng))
+  images = rng.normal(size=(64, *shape)).astype(np.float32)
+  for pattern, keep in patterns(walk.gates, rng).items():
+    gates = trees.unflatten(
+      {
+        f'{gate}/g': np.isin(ids, keep[gate]).astype(np.float32)
+        for gate, ids in walk.gates.items()
+      }
+    )
+    small = compact.with_keep(net, keep)
+    after = compact.walk(small, shape)
+    cut = compact.cut({**variables, 'gates': gates}, walk, after)
+    # BatchNorm over a constant map divides rounding errors by sqrt(epsilon);
+    # where no image gets through, only float64 can compare train modes.
+    for train in (False,) if after.cut_off_by else (False, True):
+      want, got = (
+        jax.jit(
+          lambda v, x, n=n, train=train: n.apply(
+            v, x, train=train, mutable=['batch_stats']
+          )[0]
+        )(v, images)
+        for n, v in ((net, {**variables, 'gates': gates}), (small, cut))
+      )
+      np.testing.assert_allclose(
+        got, want, rtol=0, atol=1e-5 * abs(want).max(), err_msg=pattern
+      )
+
+
+def test_cutting_twice_is_cutting_once():
+  """A second search round cuts an already compact network further."""
+  rng = np.random.default_rng(2)
+  net, shape = models.get('mobilenet_v2_digits').build(classes=10), (8, 8, 3)
+  variables = randomised(net, shape, rng)
+  walk = compact.walk(net, shape)
+  once = patterns(walk.gates, rng)['half']
+  twice = {gate: ids[::2] for gate, ids in once.items()}
+  walks = {
+    key: compact.walk(compact.with_keep(net, keep), shape)
+    for key, keep in (('once', once), ('twice', twice))
+  }
+  direct = compact.cut(variables, walk, walks['twice'])
+  middle = compact.cut(variables, walk, walks['once'])
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    compact.cut(middle, walks['once'], walks['twice']),
+    direct,
+  )
+
+
+def test_a_closed_branch_vanishes_and_a_closed_trunk_is_named():
+  net = models.get('resnet8_digits').build(classes=10)
+  shape = (8, 8, 1)
+  gates = compact.walk(net, shape).gates
+  branch = compact.walk(
+    compact.with_keep(net, {**gates, 'block2_1/out': ()}), shape
+  )
+  assert 'block2_1' not in branch.shapes['params']
+  assert branch.cut_off_by == ()
+  trunk = compact.walk(compact.with_keep(net, {**gates, 'stem': ()}), shape)
+  assert trunk.cut_off_by == ('stem',)
+
+
+def test_stem_that_a_shortcut_reads_is_not_cut():
+  """At width 1/4 the first block of MobileNetV2 gains a shortcut."""
+  for width, kept in ((1.0, 1), (0.25, 8)):
+    net = models.get('mobilenet_v2').build(classes=10, width=width)
+    gates = compact.walk(net, (32, 32, 3)).gates
+    small = compact.with_keep(net, {**gates, 'block1_1/hidden': (0,)})
+    walk = compact.walk(small, (32, 32, 3))
+    assert len(walk.sites['stem_conv'].outs) == kept
+
+
+def test_first_difference_names_the_gate():
+  rng = np.random.default_rng(3)
+  net, shape = models.get('vgg7_digits').build(classes=10), (8, 8, 1)
+  variables = randomised(net, shape, rng)
+  images = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
+  walk = compact.walk(net, shape)
+  small = compact.with_keep(net, walk.gates)
+  cut = compact.cut(variables, walk, walk)
+  compare = partial(compact.first_difference, net, variables, small)
+  assert compare(cut, images, 1e-4) is None
+  cut['params']['conv2_2']['bias'] = cut['params']['conv2_2']['bias'] + 0.1
+  cut['batch_stats']['conv2_2']['bn']['mean'] += 0.3
+  assert compare(cut, images, 1e-4) == 'gate2_2'

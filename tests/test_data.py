@@ -1,0 +1,209 @@
+"""Splits that do not touch, batches that are a function of (seed, step)."""
+
+from functools import partial
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnal_jax import errors
+from dnal_jax.data import batches, memory
+
+DIGITS = {
+  'image': 8,
+  'channels': 1,
+  'classes': 10,
+  'validation': 297,
+  'directory': None,
+  'train_limit': None,
+}
+AS_IS = batches.Presentation((0.0,), (1.0,))
+
+
+def rows(split):
+  return {image.tobytes() for image in split.images}
+
+
+def test_digits_splits_are_disjoint_and_complete():
+  splits = memory.load('digits', **DIGITS)
+  sizes = [len(s.labels) for s in splits]
+  assert sizes == [1140, 297, 360]
+  train, validation, test = map(rows, splits)
+  assert len(train | validation | test) == sum(sizes)
+  counts = np.bincount(splits.test.labels)
+  assert counts.min() >= 34  # stratified: 35 or so of each of ten
+  assert splits.train.images.dtype == np.uint8
+  assert splits.train.images.max() == 255
+
+
+def test_small_images_get_margins_and_channels():
+  splits = memory.load('digits', **{**DIGITS, 'image': 12, 'channels': 3})
+  images = splits.train.images
+  assert images.shape == (1140, 12, 12, 3)
+  assert images[:, :2].max() == images[:, -2:].max() == 0
+  np.testing.assert_array_equal(images[..., 0], images[..., 2])
+  plain = memory.load('digits', **DIGITS).train.images
+  np.testing.assert_array_equal(images[:, 2:10, 2:10, :1], plain)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'classes': 12}, "data.classes is 12, but 'digits' has 10"),
+    ({'image': 6}, 'images of 8x8 pixels; set it to 8 or more'),
+    ({'validation': 5000}, 'has 1437 images; take fewer'),
+  ],
+)
+def test_sizes_that_do_not_fit(change, message):
+  with pytest.raises(errors.UserError, match=message):
+    memory.load('digits', **{**DIGITS, **change})
+
+
+def test_unknown_name_and_missing_directory(monkeypatch):
+  with pytest.raises(errors.UserError, match="did you mean 'cifar10'"):
+    memory.load('cifra10', **DIGITS)
+  arguments = {**DIGITS, 'directory': '/nowhere'}
+  with pytest.raises(errors.UserError, match=r"data\.dir is '/nowhere'"):
+    memory.load('cifar10', **arguments)
+  monkeypatch.setenv('TFDS_DATA_DIR', '/gone')
+  with pytest.raises(errors.UserError, match="TFDS_DATA_DIR is '/gone'"):
+    memory.load('cifar10', **DIGITS)
+
+
+def batch(images, labels, seed, step, **presentation):
+  order = batches.epoch_order(seed, step // 5, len(labels))
+  return batches.train_batch(
+    images,
+    labels,
+    order,
+    step,
+    step % 5,
+    seed=seed,
+    batch_size=4,
+    presentation=batches.Presentation((0.0,), (1.0,), **presentation),
+  )
+
+
+@pytest.fixture
+def numbered():
+  """Twenty images, each with a bright pixel at one place, numbered."""
+  images = np.zeros((20, 8, 8, 1), np.uint8)
+  images[:, 3, 2, 0] = np.arange(1, 21)
+  return jnp.asarray(images), jnp.arange(20)
+
+
+def test_an_epoch_shows_every_image_once_and_the_next_in_other_order(numbered):
+  epochs = [
+    np.concatenate([batch(*numbered, 0, 5 * e + s).label for s in range(5)])
+    for e in (0, 1)
+  ]
+  assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
+  assert list(epochs[0]) != list(epochs[1])
+
+
+def test_batches_are_a_function_of_seed_and_step(numbered):
+  draw = partial(batch, *numbered, crop_pad=2, flip=True)
+  first, again, other = draw(0, 3), draw(0, 3), draw(1, 3)
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert not np.array_equal(first.image, other.image)
+
+
+def test_crops_and_flips_cover_what_they_should(numbered):
+  """Shifts of -2 to 2 both ways, mirrored or not; the image stays itself."""
+  places = set()
+  for step in range(60):
+    drawn = batch(*numbered, 0, step, crop_pad=2, flip=True)
+    for image, label in zip(np.asarray(drawn.image), drawn.label, strict=True):
+      (row,), (column,), _ = np.nonzero(image)
+      assert round(float(image.max()) * 255) == label + 1
+      places.add((int(row), int(column)))
+  columns = {2 + d for d in range(-2, 3)} | {5 + d for d in range(-2, 3)}
+  assert places == {(3 + d, c) for d in range(-2, 3) for c in columns}
+
+
+def test_normalisation():
+  presentation = batches.Presentation((0.5,), (0.25,))
+  got = presentation.normalise(
+    jnp.array([0, 255], jnp.uint8).reshape(2, 1, 1, 1)
+  )
+  np.testing.assert_allclose(got.ravel(), [-2, 2], rtol=1e-6)
+
+
+def test_evaluation_counts_every_image_once(numbered):
+  seen, weights = [], []
+  for start in range(0, 20, 8):
+    drawn = batches.eval_batch(
+      *numbered, jnp.array(start), batch_size=8, presentation=AS_IS
+    )
+    seen += [int(n) for n in drawn.label]
+    weights += [int(w) for w in drawn.weight]
+  counted = [n for n, w in zip(seen, weights, strict=True) if w]
+  assert counted == list(range(20))
+  assert len(seen) == 24
+
+
+# Writes 60 + 20 images as tensorflow-datasets itself stores fashion_mnist.
+WRITE = """
+import sys
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+rng = np.random.default_rng(0)
+features = tfds.features.FeaturesDict({
+  'image': tfds.features.Image(shape=(28, 28, 1)),
+  'label': tfds.features.ClassLabel(num_classes=10),
+})
+def split(n):
+  return tf.data.Dataset.from_tensor_slices({
+    'image': rng.integers(0, 256, (n, 28, 28, 1), np.uint8),
+    'label': np.arange(n) % 10,
+  })
+tfds.dataset_builders.store_as_tfds_dataset(
+  'fashion_mnist', '3.0.1', features=features,
+  split_datasets={'train': split(60), 'test': split(20)},
+  data_dir=sys.argv[1], description='', homepage='',
+)
+"""
+READ = """
+import sys
+from dnal_jax.data import memory
+splits = memory.load(
+  'fashion_mnist', image=32, channels=3, classes=10, validation=10,
+  directory=sys.argv[1], train_limit=40)
+print([s.images.shape for s in splits], splits.test.labels.sum(),
+      'tensorflow' in sys.modules)
+"""
+
+
+def written(directory):
+  files = directory.rglob('*')
+  return {f: (f.stat().st_mtime_ns, f.stat().st_size) for f in files}
+
+
+@pytest.mark.slow
+def test_real_tfds_files_are_read_once(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+  def python(code):
+    done = subprocess.run(
+      [sys.executable, '-c', code, str(tmp_path / 'tfds')],
+      cwd=pathlib.Path(__file__).parent.parent,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+  (tmp_path / 'tfds').mkdir()
+  python(WRITE)
+  before = written(tmp_path / 'tfds')
+  shapes = '[(40, 32, 32, 3), (10, 32, 32, 3), (20, 32, 32, 3)] 90'
+  assert python(READ) == f'{shapes} True'
+  assert python(READ) == f'{shapes} False'  # from the cache, no TensorFlow
+  assert written(tmp_path / 'tfds') == before

@@ -1,0 +1,88 @@
+"""The method's formulas against closed forms."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnal_jax import gating
+from dnal_jax.stages import Stage
+
+TREE = {
+  'stem': {'g': np.array([-0.5, 0.0, 0.25])},
+  'block': {'out': {'g': np.array([3.0])}},
+}
+
+
+@pytest.fixture
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def test_delta_of_each_search_epoch():
+  """Ten epochs to 1e4, as the authors' code has them."""
+  printed = [2.51, 6.31, 15.8, 39.8, 100, 251, 631, 1585, 3981, 10000]
+  for epoch, digits in enumerate(printed):
+    assert gating.delta(epoch, 10, 1e4) == pytest.approx(digits, rel=4e-3)
+    exact = 10 ** (4 * (epoch + 1) / 10)
+    assert gating.delta(epoch, 10, 1e4) == pytest.approx(exact, rel=1e-14)
+
+
+@pytest.mark.parametrize('epoch', [0, 4, 9])
+def test_stage_gates_use_that_delta(epoch):
+  stage = Stage('search', 10, {}, delta_end=1e4)
+  logits = {'g': jnp.array([-1e-3, 0.0, 2e-3], jnp.float32)}
+  got = jax.jit(stage.gates)(logits, jnp.asarray(epoch))['g']
+  delta = 10 ** (4 * (epoch + 1) / 10)
+  want = [1 / (1 + math.exp(-delta * s)) for s in (-1e-3, 0.0, 2e-3)]
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_gates_start_at_one_half_and_open_gates_are_one():
+  zeros = jax.tree.map(jnp.zeros_like, TREE)
+  search = Stage('search', 10, {}, delta_end=1e4)
+  warmup = Stage('warmup', 10, {})
+  for leaf in jax.tree.leaves(search.gates(zeros, 0)):
+    np.testing.assert_array_equal(leaf, 0.5)
+  for leaf in jax.tree.leaves(warmup.gates(zeros, 0)):
+    np.testing.assert_array_equal(leaf, 1.0)
+
+
+@pytest.mark.usefixtures('float64')
+def test_penalty_and_its_gradient():
+  def sigmoid(s):
+    return 1 / (1 + math.exp(-s))
+
+  values = [-0.5, 0.0, 0.25, 3.0]
+  assert float(gating.penalty(TREE)) == pytest.approx(
+    sum(map(sigmoid, values)), rel=1e-15
+  )
+  gradient = jax.grad(gating.penalty)(TREE)
+  want = [sigmoid(s) * (1 - sigmoid(s)) for s in values]
+  np.testing.assert_allclose(gradient['stem']['g'], want[:3], rtol=1e-14)
+  np.testing.assert_allclose(
+    gradient['block']['out']['g'], want[3:], rtol=1e-14
+  )
+
+
+@pytest.mark.usefixtures('float64')
+def test_hard_threshold_is_on_the_gate_not_the_logit():
+  """sigmoid(1e4 * s) > 0.9 means s > log(9) / 1e4."""
+  edge = math.log(9) / 1e4
+  logits = {'g': np.array([-1.0, 0.0, 0.999 * edge, 1.001 * edge, 1.0])}
+  assert gating.hard(logits, 1e4, 0.9)['g'].tolist() == [0, 0, 0, 1, 1]
+
+
+def test_keep_maps_to_the_ids_of_the_full_network():
+  hard = {'a': {'g': np.array([1.0, 0.0, 1.0])}}
+  present, known = {'a': (2, 5, 7)}, {'a': tuple(range(9)), 'gone': (0, 1)}
+  assert gating.keep(hard, present, known) == {'a': (2, 7), 'gone': ()}
+
+
+def test_census():
+  gates = {'a': {'g': jnp.array([0.0, 0.05, 0.5, 0.95])}}
+  assert [int(n) for n in gating.census(gates)] == [2, 1, 1]
+  assert [int(n) for n in gating.census({})] == [0, 0, 0]

@@ -1,0 +1,120 @@
+"""Schedules, patterns and what a list of stages must satisfy."""
+
+import dataclasses
+import math
+
+import pytest
+
+from dnal_jax import errors, stages
+from dnal_jax.stages import Group, LearningRate, Stage
+
+PATHS = [
+  'params/conv1/kernel',
+  'params/conv1/bn/scale',
+  'params/head/logits/kernel',
+  'params/head/logits/bias',
+  'gates/gate1/g',
+]
+
+
+def rate(**kwargs):
+  return LearningRate(**kwargs)
+
+
+def test_constant_and_steps():
+  constant = rate(base=0.01)
+  assert float(constant(7.5)) == pytest.approx(0.01)
+  steps = rate(base=0.01, schedule='steps', drops=(10.0, 40.0))
+  got = [float(steps(e)) for e in (0, 9.99, 10, 39.9, 40, 69)]
+  want = [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4]
+  assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_cosine_with_the_published_offsets():
+  """MobileNetV2 warms up to half its rate and fine-tunes from position 30 of
+  120; the supernet's warm-up of 100 epochs of 150 ends at a quarter."""
+  warmup = rate(base=0.1, schedule='cosine', horizon=160)
+  assert float(warmup(80)) == pytest.approx(0.05)
+  supernet = rate(base=0.05, schedule='cosine', horizon=150)
+  assert float(supernet(100)) == pytest.approx(0.0125)
+  finetune = rate(base=0.1, schedule='cosine', horizon=120, start=30)
+  begin = 0.05 * (1 + math.cos(math.pi / 4))
+  assert float(finetune(0)) == pytest.approx(begin)
+  assert float(finetune(90)) == pytest.approx(0, abs=1e-8)
+  assert float(finetune(91)) == pytest.approx(0, abs=1e-8)
+
+
+def group(match, **kwargs):
+  return Group(match, LearningRate(0.1), **kwargs)
+
+
+def test_groups_name_what_trains():
+  stage = Stage(
+    'search',
+    1,
+    {'gates': group('gates/.*'), 'head': group('params/head/.*')},
+    delta_end=1e4,
+  )
+  assert stage.groups(PATHS) == {
+    'params/head/logits/kernel': 'head',
+    'params/head/logits/bias': 'head',
+    'gates/gate1/g': 'gates',
+  }
+
+
+def test_pattern_that_matches_nothing():
+  stage = Stage('search', 1, {'head': group('params/classifier/.*')})
+  with pytest.raises(errors.UserError) as told:
+    stage.groups(PATHS)
+  assert "'params/classifier/.*'" in str(told.value)
+  assert "'params/head/logits/kernel'" in str(told.value)
+
+
+def test_patterns_that_overlap():
+  stage = Stage('s', 1, {'a': group('params/.*'), 'b': group('.*/bias')})
+  with pytest.raises(errors.UserError, match="'a' and 'b'"):
+    stage.groups(PATHS)
+
+
+def test_optimizer_is_pytorchs_sgd_per_group():
+  """Two steps by hand: L2 in the gradient, momentum before the rate."""
+  stage = Stage('s', 1, {'w': Group('params/.*', LearningRate(0.1), 0.9, 0.01)})
+  paths = ['params/w']
+  tx = stage.optimizer(paths, steps_per_epoch=1)
+  w, velocity = 2.0, 0.0
+  leaf = {'params/w': 2.0}
+  state = tx.init(leaf)
+  for gradient in (0.5, -0.25):
+    velocity = 0.9 * velocity + gradient + 0.01 * w
+    w -= 0.1 * velocity
+    updates, state = tx.update({'params/w': gradient}, state, leaf)
+    leaf = {'params/w': leaf['params/w'] + updates['params/w']}
+    assert float(leaf['params/w']) == pytest.approx(w, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'epochs': 0}, 'epochs is 0; it must be at least 1'),
+    ({'epochs': -3}, 'epochs is -3'),
+    ({'penalty': -1.0}, 'must not be negative'),
+    ({'delta_end': 1.0}, 'must be above 1'),
+    ({'prune_below': 1.5}, 'between 0 and 1'),
+    ({'prune_below': 0.9, 'epochs': -1}, 'must be at least 0'),
+  ],
+)
+def test_values_that_make_no_sense(change, message):
+  stage = Stage('s', 5, {})
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(stage, **change)
+
+
+def test_pruning_needs_a_search_before_it():
+  warmup = Stage('warmup', 1, {})
+  search = Stage('search', 1, {}, delta_end=1e4)
+  finetune = Stage('finetune', 0, {}, prune_below=0.9)
+  stages.validate((warmup, search, finetune))
+  stages.validate((warmup, search, finetune, search, finetune))
+  for order in ((finetune,), (warmup, search, finetune, finetune)):
+    with pytest.raises(errors.UserError, match='no stage before it searches'):
+      stages.validate(order)

@@ -1,0 +1,156 @@
+"""One step of each stage: what moves, what must not, and a dozen numbers."""
+
+from functools import partial
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnal_jax import models, trees
+from dnal_jax.stages import Group, LearningRate, Stage
+from dnal_jax.step import Batch, begin, eval_step, train_step
+
+RATE = LearningRate(0.1)
+WARMUP = Stage('warmup', 2, {'w': Group('params/.*', RATE, 0.9, 1e-4)})
+SEARCH = Stage(
+  'search',
+  2,
+  {'gates': Group('gates/.*', RATE), 'head': Group('params/head/.*', RATE)},
+  delta_end=100.0,
+  penalty=1e-3,
+)
+FINETUNE = Stage(
+  'finetune', 2, {'w': Group('params/.*', RATE)}, prune_below=0.9
+)
+TRAINS = {
+  'warmup': 'params/',
+  'search': ('gates/', 'params/head/'),
+  'finetune': 'params/',
+}
+
+
+def setting(name='vgg7_digits', side=8):
+  """Network, batch and variables, the same in every process."""
+  net = models.get(name).build(classes=10)
+  rng = np.random.default_rng(0)
+  images = rng.normal(size=(16, side, side, 3)).astype(np.float32)
+  batch = Batch(images, rng.integers(0, 10, 16), np.ones(16, np.float32))
+  variables = jax.jit(net.init)(jax.random.key(0), images[:1])
+  return net, batch, variables
+
+
+def start(stage, variables):
+  logits = jax.tree.map(jnp.zeros_like, variables['gates'])
+  return begin(stage, variables['params'], logits, variables['batch_stats'], 5)
+
+
+@pytest.mark.parametrize(
+  'stage', [WARMUP, SEARCH, FINETUNE], ids=lambda s: s.name
+)
+@pytest.mark.parametrize('name', ['vgg7_digits', 'mobilenet_v2_digits'])
+def test_frozen_leaves_do_not_move_by_a_bit(stage, name):
+  net, batch, variables = setting(name)
+  state = start(stage, variables)
+  after, _ = jax.jit(
+    partial(train_step, net=net, stage=stage, steps_per_epoch=5)
+  )(state, batch)
+  leaves = [
+    trees.flatten({'params': s.params, 'gates': s.logits})
+    for s in (state, after)
+  ]
+  for path, before in leaves[0].items():
+    same = np.array_equal(before, leaves[1][path])
+    trained = path.startswith(TRAINS[stage.name])
+    assert same != trained, f'{path} {"stood" if same else "moved"}'
+  moved = jax.tree.map(
+    lambda a, b: not np.array_equal(a, b), state.batch_stats, after.batch_stats
+  )
+  assert all(jax.tree.leaves(moved)), 'running statistics move in every stage'
+
+
+def kernel_gradient_convolutions(stage):
+  """How many convolutions of the compiled step give a [3, 3, ...] kernel.
+
+  On 32x32 images every map is large enough for XLA's own convolution.
+  """
+  net, batch, variables = setting(side=32)
+  step = jax.jit(partial(train_step, net=net, stage=stage, steps_per_epoch=5))
+  text = step.lower(start(stage, variables), batch).compile().as_text()
+  found = re.findall(r'f32\[([\d,]+)\]\S* convolution\(', text)
+  assert found, 'no convolution at all: has the text another form?'
+  shapes = [sorted(map(int, dims.split(','))) for dims in found]
+  kernels = [
+    sorted(leaf.shape)
+    for path, leaf in trees.flatten(variables['params']).items()
+    if path.endswith('kernel') and leaf.ndim == 4
+  ]
+  return sum(shape in kernels for shape in shapes)
+
+
+def test_search_step_has_no_weight_gradient_convolution():
+  assert kernel_gradient_convolutions(SEARCH) == 0
+  assert kernel_gradient_convolutions(WARMUP) == 6  # one for every layer
+
+
+def test_penalty_pulls_logits_down_by_its_gradient():
+  """With lambda alone (cross-entropy's part subtracted) one step of SGD moves
+  every logit by -lr * lambda / 4."""
+  net, batch, variables = setting()
+  moved = []
+  for penalty in (0.0, 0.5):
+    stage = Stage('s', 2, SEARCH.train, delta_end=100.0, penalty=penalty)
+    step = jax.jit(partial(train_step, net=net, stage=stage, steps_per_epoch=5))
+    state, metrics = step(start(stage, variables), batch)
+    moved.append(state.logits)
+    assert float(metrics['penalty']) == 448 / 2
+  difference = jax.tree.map(lambda a, b: a - b, moved[1], moved[0])
+  for leaf in jax.tree.leaves(difference):
+    np.testing.assert_allclose(leaf, -0.1 * 0.5 / 4, rtol=1e-3)
+
+
+def test_eval_step_ignores_padding():
+  net, batch, variables = setting()
+  evaluate = jax.jit(partial(eval_step, net=net))
+  whole, scores = evaluate(variables, batch)
+  weight = np.ones(16, np.float32)
+  weight[10:] = 0
+  part, _ = evaluate(variables, batch._replace(weight=weight))
+  best = np.argsort(-np.asarray(scores), -1)
+  label = batch.label[:, None]
+  assert float(whole['images']) == 16
+  assert float(part['images']) == 10
+  assert float(part['top1']) == (best[:, :1] == label)[:10].sum()
+  assert float(whole['top5']) == (best[:, :5] == label).any(-1).sum()
+
+
+# Loss, sum of hits, penalty; then sums over all parameters, logits and running
+# variances after one step. Update these if the method, the initialisation or
+# the data flow is meant to change, and say so in the commit; if they change by
+# themselves, the arithmetic has.
+GOLDEN = {
+  'warmup': (37.14437, 2, 224.0, 11097.456, 0.0, 437.8347),
+  'search': (36.93555, 2, 224.0, 11094.864, 0.3714976, 416.2456),
+}
+
+
+@pytest.mark.parametrize('stage', [WARMUP, SEARCH], ids=lambda s: s.name)
+def test_golden_step(stage):
+  net, batch, variables = setting()
+  state, metrics = jax.jit(
+    partial(train_step, net=net, stage=stage, steps_per_epoch=5)
+  )(start(stage, variables), batch)
+
+  def total(tree):
+    return float(sum(abs(a).sum() for a in jax.tree.leaves(tree)))
+
+  got = (
+    float(metrics['loss']),
+    int(metrics['correct']),
+    float(metrics['penalty']),
+    total(state.params),
+    total(state.logits),
+    total(state.batch_stats),
+  )
+  np.testing.assert_allclose(got, GOLDEN[stage.name], rtol=1e-4)
