@@ -20,7 +20,10 @@ class Checkpoints:
     self._directory = directory
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
-      item_names=('state', 'position'),
+      item_handlers={
+        'state': ocp.StandardCheckpointHandler(),
+        'position': ocp.JsonCheckpointHandler(),
+      },
       options=ocp.CheckpointManagerOptions(max_to_keep=2),
     )
 

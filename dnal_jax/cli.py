@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -14,7 +14,10 @@ def run(body: Callable[[Sequence[str]], None]) -> None:
   try:
     argv = flags.FLAGS(sys.argv, known_only=False)
   except flags.Error as error:
-    _give_up(error)
+    lines = str(error).strip().splitlines()
+    if 'Traceback (most recent call last):' in lines:  # of the config file
+      lines = [lines[0], lines[-1]]
+    _give_up(' '.join(lines))
   except (AttributeError, KeyError) as error:  # ml_collections: unknown key
     lines = str(error).strip('"\'').replace('\\n', '\n').splitlines()
     _give_up(f"unknown config key '{lines[0].strip()}'. {' '.join(lines[1:])}")
@@ -25,6 +28,22 @@ def run(body: Callable[[Sequence[str]], None]) -> None:
     app.run(body, argv=argv)
   except errors.UserError as error:
     _give_up(error)
+
+
+def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:
+  """The config that a --config flag names, as nested dicts; None if none.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
+  if not flag.value:
+    return None
+  try:
+    return flag.value.to_dict()
+  except OSError as error:  # ml_collections tells it on first use only
+    raise errors.UserError(
+      f'--config cannot be read: {str(error).splitlines()[-1].strip()}'
+    ) from error
 
 
 def _give_up(message: object) -> NoReturn:

@@ -20,11 +20,11 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv: Sequence[str]) -> None:
   del argv
-  if not _CONFIG.value or not _WORKDIR.value:
+  config = cli.config_of(_CONFIG)
+  if config is None or not _WORKDIR.value:
     raise errors.UserError(
       'both --config=configs/NAME.py and --workdir=DIR must be given'
     )
-  config = _CONFIG.value.to_dict()
   workdir = pathlib.Path(_WORKDIR.value)
   result = train.run(settings.parse(config), config, workdir)
   print(report.closing(result))

@@ -77,11 +77,12 @@ def table(summary: dict[str, Any]) -> str:
 
 def _network() -> tuple[Any, tuple[int, int, int]]:
   """The network that the flags name, and the shape of its images."""
-  if _CONFIG.value and _NETWORK.value:
+  config = cli.config_of(_CONFIG)
+  if config is not None and _NETWORK.value:
     raise errors.UserError('give --config or --network, not both')
   given = None
-  if _CONFIG.value:
-    parsed = settings.parse(_CONFIG.value.to_dict())
+  if config is not None:
+    parsed = settings.parse(config)
     given = parsed.build(), parsed.image_shape
   if _NETWORK.value:
     variant = models.get(_NETWORK.value)

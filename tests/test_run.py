@@ -70,7 +70,8 @@ def result(workdir):
 
 def metrics(workdir):
   """metrics.jsonl without the times."""
-  rows = [json.loads(n) for n in (workdir / 'metrics.jsonl').open()]
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(n) for n in lines]
   return [{k: v for k, v in r.items() if 'per_second' not in k} for r in rows]
 
 
