@@ -4,6 +4,7 @@ The position (JSON) is read first; it tells which channels the arrays have, so
 that they are restored into the shapes of that network and no others.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -11,6 +12,27 @@ import jax
 import orbax.checkpoint as ocp
 
 from dnal_jax import errors
+
+
+@dataclasses.dataclass
+class Position:
+  """Where a run stands, and the figures so far. JSON on disk."""
+
+  stage: int = 0
+  epoch: int = 0  # of that stage, done
+  keep: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+  stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  top1: dict[str, float | None] = dataclasses.field(
+    default_factory=lambda: dict.fromkeys(
+      ('warmup', 'gated', 'pruned', 'compact', 'final')
+    )
+  )
+  compact_max_abs_diff: float | None = None
+
+  @classmethod
+  def from_json(cls, value: dict[str, Any]) -> 'Position':
+    keep = {gate: tuple(ids) for gate, ids in value['keep'].items()}
+    return cls(**{**value, 'keep': keep})
 
 
 class Checkpoints:
@@ -27,17 +49,17 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(max_to_keep=2),
     )
 
-  def save(self, number: int, state: Any, position: dict[str, Any]) -> None:
+  def save(self, number: int, state: Any, position: Position) -> None:
     """Starts saving; a half-written checkpoint is never taken for one."""
     self._manager.save(
       number,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(_tree(state)),
-        position=ocp.args.JsonSave(position),
+        position=ocp.args.JsonSave(dataclasses.asdict(position)),
       ),
     )
 
-  def latest(self) -> tuple[int, dict[str, Any]] | None:
+  def latest(self) -> tuple[int, Position] | None:
     """Number and position of the newest checkpoint, if there is one."""
     number = self._manager.latest_step()
     if number is None:
@@ -45,7 +67,7 @@ class Checkpoints:
     restored = self._manager.restore(
       number, args=ocp.args.Composite(position=ocp.args.JsonRestore())
     )
-    return number, restored['position']
+    return number, Position.from_json(restored['position'])
 
   def restore(self, number: int, like: Any) -> Any:
     """The state of a checkpoint; `like` gives its structure and shapes.

@@ -82,8 +82,8 @@ def keep(
   }
 
 
-def census(gates: Tree) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """How many gates are below 0.1, undecided, and above 0.9."""
+def census(gates: Tree) -> jax.Array:
+  """[3] int32: how many gates are below 0.1, undecided, and above 0.9."""
   g = jnp.concatenate([jnp.zeros(0), *jax.tree.leaves(gates)])
   low, high = (g < 0.1).sum(), (g > 0.9).sum()
-  return low, g.size - low - high, high
+  return jnp.stack([low, g.size - low - high, high])

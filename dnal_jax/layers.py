@@ -70,10 +70,10 @@ class ConvBn(nn.Module):
       return Features(x, (), self.width.gate, m.closed)
     if c:
       shape = (self.kernel, self.kernel, 1 if self.depthwise else c, n)
-      kernel = self.param('kernel', _he_fan_out, shape)
+      kernel = self.param('kernel', _he_fan_out, shape, jnp.float32)
       x = conv.conv2d(m.x, kernel, stride=self.stride, depthwise=self.depthwise)
     if self.bias:
-      x = x + self.param('bias', nn.initializers.zeros, (n,))
+      x = x + self.param('bias', nn.initializers.zeros, (n,), jnp.float32)
     x = nn.BatchNorm(
       use_running_average=not self.train,
       momentum=0.9,
@@ -114,8 +114,10 @@ class Dense(nn.Module):
     x = jnp.zeros((m.x.shape[0], self.features), m.x.dtype)
     if n:
       init = nn.initializers.normal(0.01)
-      x = m.x @ self.param('kernel', init, (n, self.features))
-    x = x + self.param('bias', nn.initializers.zeros, (self.features,))
+      x = m.x @ self.param('kernel', init, (n, self.features), jnp.float32)
+    x = x + self.param(
+      'bias', nn.initializers.zeros, (self.features,), jnp.float32
+    )
     return Features(x, tuple(range(self.features)), closed=m.closed)
 
 

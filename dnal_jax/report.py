@@ -1,10 +1,11 @@
 """What a run tells while it goes on, and the table at its end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import importlib.util
 import json
 import os
 import pathlib
+import time
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,13 @@ class Metrics:
     self._events.flush()
 
 
-class EpochBar:
-  """Progress of one epoch on a terminal; silent elsewhere."""
+class StageBar:
+  """Progress of one stage on a terminal; elsewhere one line an epoch."""
 
-  def __init__(self, title: str, steps: int, batch_size: int, done: int = 0):
+  def __init__(self, epochs: int, steps: int, batch_size: int, done: int):
     self._bar = tqdm.tqdm(
-      total=steps * batch_size,
-      initial=done * batch_size,
-      desc=title,
+      total=epochs * steps * batch_size,
+      initial=done * steps * batch_size,
       unit=' images',
       unit_scale=True,
       leave=False,
@@ -74,17 +74,39 @@ class EpochBar:
     self._batch_size = batch_size
     self._last = 0.0
 
-  def step(self, postfix: Callable[[], Mapping[str, Any]]) -> None:
-    """One step done. `postfix` waits for the device, so it is asked only when
-    the bar is drawn and the last time was half a second ago."""
+  def begin(self, title: str) -> None:
+    """An epoch begins."""
+    self._bar.set_description(title, refresh=False)
+
+  def step(self, metrics: Mapping[str, Any]) -> None:
+    """One step done. Reading its metrics waits for the device, so that is
+    done twice a second and only where somebody sees it."""
     self._bar.update(self._batch_size)
-    elapsed = self._bar.format_dict['elapsed']
-    if not self._bar.disable and elapsed - self._last > 0.5:
-      self._last = elapsed
-      self._bar.set_postfix(postfix(), refresh=False)
+    if self._bar.disable or time.monotonic() - self._last < 0.5:
+      return
+    self._last = time.monotonic()
+    shown = {
+      'loss': f'{metrics["loss"] / self._batch_size:.3f}',
+      'accuracy': f'{metrics["correct"] / self._batch_size:.1%}',
+    }
+    if 'gates' in metrics:
+      shown['gates'] = '/'.join(
+        str(n) for n in census(metrics['gates']).values()
+      )
+    self._bar.set_postfix(shown, refresh=False)
+
+  def tell(self, line: str) -> None:
+    """Prints a line above the bar."""
+    tqdm.tqdm.write(line)
 
   def close(self) -> None:
     self._bar.close()
+
+
+def census(gates: Any) -> dict[str, int]:
+  """How many gates are below 0.1, undecided, above 0.9, by name."""
+  names = ('low', 'undecided', 'high')
+  return dict(zip(names, map(int, gates), strict=True))
 
 
 def epoch_line(row: Row) -> str:

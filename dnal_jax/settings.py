@@ -10,23 +10,7 @@ import types
 import typing
 from typing import Any
 
-from dnal_jax import errors, models, stages
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-  """Which images, and how they are presented to the network."""
-
-  name: str  # 'digits', or a tensorflow-datasets name
-  mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
-  std: tuple[float, ...]
-  image: int  # side in pixels; smaller images get a margin of zeros
-  classes: int
-  validation: int  # images taken from the training split to make choices with
-  crop_pad: int = 0  # random crop after padding each side by so many pixels
-  flip: bool = False  # random left-right flip
-  dir: str | None = None  # of tensorflow-datasets; None: its usual place
-  train_limit: int | None = None  # train on the first so many images only
+from dnal_jax import data, errors, models, stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +26,7 @@ class Settings:
   """Everything a run depends on."""
 
   network: Network
-  data: Data
+  data: data.Data
   batch_size: int
   eval_batch_size: int
   seed: int
@@ -94,24 +78,24 @@ def _check(settings: Settings) -> None:
   names = [stage.name for stage in settings.stages]
   if len(set(names)) < len(names):
     raise errors.UserError(f'order {names} names a stage twice; copy it')
-  net, data = settings.build(), settings.data
+  net, images = settings.build(), settings.data
   for key, value in (
     ('batch_size', settings.batch_size),
     ('eval_batch_size', settings.eval_batch_size),
-    ('data.validation', data.validation),
-    ('data.classes', data.classes),
+    ('data.validation', images.validation),
+    ('data.classes', images.classes),
     ('network.width', settings.network.width),
   ):
     if value <= 0:
       raise errors.UserError(f'{key} is {value}; it must be positive')
-  if len(data.mean) != len(data.std) or min(data.std, default=0) <= 0:
+  if len(images.mean) != len(images.std) or min(images.std, default=0) <= 0:
     raise errors.UserError(
-      f'data.mean {data.mean} and data.std {data.std} must be of one length,'
-      ' one number per channel, and std positive'
+      f'data.mean {images.mean} and data.std {images.std} must be of one'
+      ' length, one number per channel, and std positive'
     )
-  if data.image < net.min_image:
+  if images.image < net.min_image:
     raise errors.UserError(
-      f'data.image is {data.image}: too small for network'
+      f'data.image is {images.image}: too small for network'
       f" '{settings.network.name}', which halves the image down to one pixel"
       f' at {net.min_image}; set data.image to {net.min_image} or more'
     )

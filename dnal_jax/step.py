@@ -57,8 +57,9 @@ def train_step(
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of any stage: loss = cross-entropy + lambda * penalty.
 
-  Metrics are sums over the batch ('loss' is the cross-entropy alone), but for
-  'penalty', the sum over all gates of sigmoid(s).
+  Metrics 'loss' (the cross-entropy alone) and 'correct' are sums over the
+  batch; 'penalty' is the sum over all gates of sigmoid(s), 'gates' (where the
+  stage searches) the census [3] of gate values, both as the step found them.
   """
   tx = stage.optimizer(_flat(state.params, state.logits), steps_per_epoch)
   trained, frozen = _split(stage, state.params, state.logits)
@@ -82,6 +83,8 @@ def train_step(
       'correct': (scores.argmax(-1) == batch.label).sum(),
       'penalty': penalty,
     }
+    if stage.delta_end is not None:
+      metrics['gates'] = gating.census(gates)
     total = losses.mean() + stage.penalty * penalty
     return total, (updated['batch_stats'], metrics)
 

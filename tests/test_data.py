@@ -1,5 +1,6 @@
 """Splits that do not touch, batches that are a function of (seed, step)."""
 
+import dataclasses
 from functools import partial
 import pathlib
 import subprocess
@@ -11,17 +12,16 @@ import numpy as np
 import pytest
 
 from dnal_jax import errors
-from dnal_jax.data import batches, memory
+from dnal_jax.data import Data, batches, memory
 
-DIGITS = {
-  'image': 8,
-  'channels': 1,
-  'classes': 10,
-  'validation': 297,
-  'directory': None,
-  'train_limit': None,
-}
-AS_IS = batches.Presentation((0.0,), (1.0,))
+AS_IS = Data('numbered', (0.0,), (1.0,), image=8, classes=20, validation=1)
+DIGITS = Data(
+  name='digits', mean=(0.3,), std=(0.4,), image=8, classes=10, validation=297
+)
+
+
+def load(**changes):
+  return memory.load(dataclasses.replace(DIGITS, **changes))
 
 
 def rows(split):
@@ -29,7 +29,7 @@ def rows(split):
 
 
 def test_digits_splits_are_disjoint_and_complete():
-  splits = memory.load('digits', **DIGITS)
+  splits = load()
   sizes = [len(s.labels) for s in splits]
   assert sizes == [1140, 297, 360]
   train, validation, test = map(rows, splits)
@@ -41,12 +41,12 @@ def test_digits_splits_are_disjoint_and_complete():
 
 
 def test_small_images_get_margins_and_channels():
-  splits = memory.load('digits', **{**DIGITS, 'image': 12, 'channels': 3})
+  splits = load(image=12, mean=(0.3,) * 3)
   images = splits.train.images
   assert images.shape == (1140, 12, 12, 3)
   assert images[:, :2].max() == images[:, -2:].max() == 0
   np.testing.assert_array_equal(images[..., 0], images[..., 2])
-  plain = memory.load('digits', **DIGITS).train.images
+  plain = load().train.images
   np.testing.assert_array_equal(images[:, 2:10, 2:10, :1], plain)
 
 
@@ -60,21 +60,20 @@ def test_small_images_get_margins_and_channels():
 )
 def test_sizes_that_do_not_fit(change, message):
   with pytest.raises(errors.UserError, match=message):
-    memory.load('digits', **{**DIGITS, **change})
+    load(**change)
 
 
 def test_unknown_name_and_missing_directory(monkeypatch):
   with pytest.raises(errors.UserError, match="did you mean 'cifar10'"):
-    memory.load('cifra10', **DIGITS)
-  arguments = {**DIGITS, 'directory': '/nowhere'}
+    load(name='cifra10')
   with pytest.raises(errors.UserError, match=r"data\.dir is '/nowhere'"):
-    memory.load('cifar10', **arguments)
+    load(name='cifar10', dir='/nowhere')
   monkeypatch.setenv('TFDS_DATA_DIR', '/gone')
   with pytest.raises(errors.UserError, match="TFDS_DATA_DIR is '/gone'"):
-    memory.load('cifar10', **DIGITS)
+    load(name='cifar10')
 
 
-def batch(images, labels, seed, step, **presentation):
+def batch(images, labels, seed, step, **changes):
   order = batches.epoch_order(seed, step // 5, len(labels))
   return batches.train_batch(
     images,
@@ -84,7 +83,7 @@ def batch(images, labels, seed, step, **presentation):
     step % 5,
     seed=seed,
     batch_size=4,
-    presentation=batches.Presentation((0.0,), (1.0,), **presentation),
+    data=dataclasses.replace(AS_IS, **changes),
   )
 
 
@@ -126,10 +125,9 @@ def test_crops_and_flips_cover_what_they_should(numbered):
 
 
 def test_normalisation():
-  presentation = batches.Presentation((0.5,), (0.25,))
-  got = presentation.normalise(
-    jnp.array([0, 255], jnp.uint8).reshape(2, 1, 1, 1)
-  )
+  data = dataclasses.replace(DIGITS, mean=(0.5,), std=(0.25,))
+  pixels = jnp.array([0, 255], jnp.uint8).reshape(2, 1, 1, 1)
+  got = batches.normalise(pixels, data)
   np.testing.assert_allclose(got.ravel(), [-2, 2], rtol=1e-6)
 
 
@@ -137,7 +135,7 @@ def test_evaluation_counts_every_image_once(numbered):
   seen, weights = [], []
   for start in range(0, 20, 8):
     drawn = batches.eval_batch(
-      *numbered, jnp.array(start), batch_size=8, presentation=AS_IS
+      *numbered, jnp.array(start), batch_size=8, data=AS_IS
     )
     seen += [int(n) for n in drawn.label]
     weights += [int(w) for w in drawn.weight]
@@ -171,10 +169,10 @@ tfds.dataset_builders.store_as_tfds_dataset(
 """
 READ = """
 import sys
-from dnal_jax.data import memory
-splits = memory.load(
-  'fashion_mnist', image=32, channels=3, classes=10, validation=10,
-  directory=sys.argv[1], train_limit=40)
+from dnal_jax.data import Data, memory
+splits = memory.load(Data(
+  'fashion_mnist', (0.3,) * 3, (0.3,) * 3, image=32, classes=10,
+  validation=10, dir=sys.argv[1], train_limit=40))
 print([s.images.shape for s in splits], splits.test.labels.sum(),
       'tensorflow' in sys.modules)
 """

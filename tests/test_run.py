@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dnal_jax
-from dnal_jax import compact, errors
+from dnal_jax import compact, errors, settings
 from dnal_jax.data import batches, memory
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -111,18 +111,9 @@ def test_loaded_network_is_the_one_that_was_measured(demo):
   net, variables = dnal_jax.load(workdir)
   told = json.loads((workdir / 'config.json').read_text())
   assert told['versions']['jax']
-  data = told['config']['data']
-  test = memory.load(
-    'digits',
-    image=8,
-    channels=1,
-    classes=10,
-    validation=297,
-    directory=None,
-    train_limit=None,
-  ).test
-  show = batches.Presentation(tuple(data['mean']), tuple(data['std']))
-  logits = net.apply(variables, show.normalise(test.images))
+  data = settings.parse(told['config']).data
+  test = memory.load(data).test
+  logits = net.apply(variables, batches.normalise(test.images, data))
   top1 = float((np.argmax(logits, -1) == test.labels).mean())
   assert top1 == pytest.approx(result(workdir)['test_top1'], abs=1e-6)
   counts = compact.count(net, (8, 8, 1))

@@ -4,27 +4,17 @@ N images in all, B batch, H height, W width, C channels. Because no state is
 kept, a resumed run sees the same batches by construction.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
+from dnal_jax.data import Data
 from dnal_jax.step import Batch
 
 
-@dataclasses.dataclass(frozen=True)
-class Presentation:
-  """How uint8 images become the network's input."""
-
-  mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
-  std: tuple[float, ...]
-  crop_pad: int = 0  # zeros on each side before a random crop
-  flip: bool = False  # left-right, every other image
-
-  def normalise(self, images: jax.Array) -> jax.Array:
-    """[B, H, W, C] uint8 -> float32, of mean 0 and deviation 1."""
-    pixels = images.astype(jnp.float32) / 255
-    return (pixels - jnp.array(self.mean)) / jnp.array(self.std)
+def normalise(images: jax.Array, data: Data) -> jax.Array:
+  """[B, H, W, C] uint8 -> float32, of mean 0 and deviation 1."""
+  pixels = images.astype(jnp.float32) / 255
+  return (pixels - jnp.array(data.mean)) / jnp.array(data.std)
 
 
 def epoch_order(seed: int, epoch: jax.Array, images: int) -> jax.Array:
@@ -42,7 +32,7 @@ def train_batch(
   *,
   seed: int,
   batch_size: int,
-  presentation: Presentation,
+  data: Data,
 ) -> Batch:
   """Batch `position` of the epoch in `order`, cropped and flipped at random."""
   start = position * batch_size
@@ -50,14 +40,12 @@ def train_batch(
   chosen = images[index]
   key = jax.random.fold_in(jax.random.key(seed), step)
   crop_key, flip_key = jax.random.split(key)
-  if presentation.crop_pad:
-    chosen = _random_crop(crop_key, chosen, presentation.crop_pad)
-  if presentation.flip:
+  if data.crop_pad:
+    chosen = _random_crop(crop_key, chosen, data.crop_pad)
+  if data.flip:
     flipped = jax.random.bernoulli(flip_key, shape=(batch_size, 1, 1, 1))
     chosen = jnp.where(flipped, chosen[:, :, ::-1], chosen)
-  return Batch(
-    presentation.normalise(chosen), labels[index], jnp.ones(batch_size)
-  )
+  return Batch(normalise(chosen, data), labels[index], jnp.ones(batch_size))
 
 
 def eval_batch(
@@ -66,13 +54,13 @@ def eval_batch(
   start: jax.Array,
   *,
   batch_size: int,
-  presentation: Presentation,
+  data: Data,
 ) -> Batch:
   """Images start, start + 1, ...; past the end the weights are 0."""
   index = start + jnp.arange(batch_size)
   weight = (index < len(labels)).astype(jnp.float32)
   index = jnp.minimum(index, len(labels) - 1)
-  return Batch(presentation.normalise(images[index]), labels[index], weight)
+  return Batch(normalise(images[index], data), labels[index], weight)
 
 
 def _random_crop(key, images, pad):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dnal_jax import errors
+from dnal_jax.data import Data
 
 # The tensorflow-datasets of small images with the features image and label.
 _TFDS = ('cifar10', 'cifar100', 'fashion_mnist', 'mnist')
@@ -33,18 +34,9 @@ class Splits(NamedTuple):
   test: Split
 
 
-def load(
-  name: str,
-  *,
-  image: int,
-  channels: int,
-  classes: int,
-  validation: int,
-  directory: str | None,
-  train_limit: int | None,
-) -> Splits:
-  """Reads a data set; images get a margin of zeros up to image x image and
-  gray is repeated to `channels`.
+def load(data: Data) -> Splits:
+  """Reads a data set; images get a margin of zeros up to `data.image` squared
+  and gray is repeated to the channels of `data.mean`.
 
   Validation images are a fixed random part of the training split, the same
   for every seed, so that runs can be compared on it.
@@ -52,29 +44,31 @@ def load(
   Raises:
     UserError: unknown name, missing directory, or sizes that do not fit.
   """
+  name = data.name
   if name not in NAMES:
     hint = errors.did_you_mean(name, NAMES)
     raise errors.UserError(f"data.name is '{name}'{hint}")
-  raw = _digits() if name == 'digits' else _tfds(name, directory)
+  raw = _digits() if name == 'digits' else _tfds(name, data.dir)
   train, test = (
-    Split(_fit(images, image, channels, name), labels.astype(np.int32))
-    for images, labels in raw
+    Split(_fit(images, data), labels.astype(np.int32)) for images, labels in raw
   )
   found = int(max(train.labels.max(), test.labels.max())) + 1
-  if found != classes:
+  if found != data.classes:
     raise errors.UserError(
-      f"data.classes is {classes}, but '{name}' has {found} classes; set it so"
+      f"data.classes is {data.classes}, but '{name}' has {found} classes;"
+      ' set it so'
     )
   order = np.random.default_rng(0).permutation(len(train.labels))
-  if validation >= len(order):
+  if data.validation >= len(order):
     raise errors.UserError(
-      f'data.validation is {validation}, but the training split has'
+      f'data.validation is {data.validation}, but the training split has'
       f' {len(order)} images; take fewer'
     )
-  chosen = order[validation:][:train_limit]
+  held_out = order[: data.validation]
+  chosen = order[data.validation :][: data.train_limit]
   return Splits(
     Split(train.images[chosen], train.labels[chosen]),
-    Split(train.images[order[:validation]], train.labels[order[:validation]]),
+    Split(train.images[held_out], train.labels[held_out]),
     test,
   )
 
@@ -162,19 +156,18 @@ def _read_tfds(name: str, root: str) -> dict[str, np.ndarray]:
   return arrays
 
 
-def _fit(
-  images: np.ndarray, image: int, channels: int, name: str
-) -> np.ndarray:
-  """Zero margins up to image x image; one gray channel repeated."""
+def _fit(images: np.ndarray, data: Data) -> np.ndarray:
+  """Zero margins up to data.image squared; one gray channel repeated."""
+  image, channels = data.image, len(data.mean)
   height, width, have = images.shape[1:]
   if max(height, width) > image:
     raise errors.UserError(
-      f"data.image is {image}, but '{name}' has images of {height}x{width}"
-      f' pixels; set it to {max(height, width)} or more'
+      f"data.image is {image}, but '{data.name}' has images of"
+      f' {height}x{width} pixels; set it to {max(height, width)} or more'
     )
-  if have != channels and have != 1:
+  if have not in (1, channels):
     raise errors.UserError(
-      f"data.mean has {channels} channels, but '{name}' has {have}"
+      f"data.mean has {channels} channels, but '{data.name}' has {have}"
     )
   top, left = (image - height) // 2, (image - width) // 2
   margins = (top, image - height - top), (left, image - width - left)

@@ -1,0 +1,82 @@
+"""From searched gates to a smaller network that is proved to be the same.
+
+The network is cut, run against the hard-gated one on the validation split,
+and handed over only if the two agree to rounding.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+
+from dnal_jax import compact, errors, evaluate, gating, layers
+from dnal_jax.data import memory
+from dnal_jax.stages import Stage
+
+
+class Pruned(NamedTuple):
+  """A compact network and how it compares with what it was cut from."""
+
+  keep: layers.Keep
+  params: Any
+  batch_stats: Any
+  pruned_top1: float  # of the hard-gated network, on validation
+  compact_top1: float
+  max_abs_diff: float  # between their logits
+
+
+def prune(
+  net: Any,
+  params: Any,
+  logits: Any,
+  batch_stats: Any,
+  *,
+  search: Stage,
+  threshold: float,
+  image_shape: tuple[int, int, int],
+  evaluator: evaluate.Evaluator,
+  split: memory.Split,
+  decided: Callable[[layers.Keep], None],
+) -> Pruned:
+  """Cuts `net` to the gates above `threshold` at the search's last delta.
+
+  `decided` is told the surviving channels first, so that they are kept even
+  if nothing can be built on them.
+
+  Raises:
+    UserError: closed gates keep the image from the classifier.
+    RuntimeError: the two networks are not the same function.
+  """
+  assert search.delta_end is not None
+  hard = partial(gating.hard, delta_end=search.delta_end, threshold=threshold)
+  gated = {
+    'params': params,
+    'batch_stats': batch_stats,
+    'gates': jax.jit(hard)(logits),
+  }
+  walk = compact.walk(net, image_shape)
+  known = compact.walk(compact.with_keep(net, {}), image_shape).gates
+  keep = gating.keep(gated['gates'], walk.gates, known)
+  decided(keep)
+  small = compact.with_keep(net, keep)
+  small_walk = compact.walk(small, image_shape)
+  if small_walk.cut_off_by:
+    raise errors.UserError(
+      f'the search closed every channel of {", ".join(small_walk.cut_off_by)},'
+      ' which nothing bypasses, so no image reaches the classifier. Search'
+      f' in a new --workdir with a smaller penalty than {search.penalty:g},'
+      f' say {search.penalty / 3:.2g}; the search result is kept'
+    )
+  variables = jax.device_put(compact.cut(gated, walk, small_walk))
+  difference = evaluate.same_function(
+    evaluator, (net, gated), (small, variables), split
+  )
+  return Pruned(
+    keep,
+    variables['params'],
+    variables['batch_stats'],
+    evaluator(net, gated, split)['top1'],
+    evaluator(small, variables, split)['top1'],
+    difference,
+  )
