@@ -15,7 +15,7 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest tests/test_imports.py
+	$(BIN)/python -m pytest --numprocesses=0 tests/test_imports.py
 
 clean:
 	rm -rf .venv runs

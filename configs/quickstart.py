@@ -3,8 +3,8 @@
   python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
 
 Half a minute on 2 CPU cores. The schedule and the penalty are ours: the
-paper has no digits. A penalty acts once per step, and this run has a hundredth
-of the paper's steps, so it is a thousand times larger (README, "Lambda").
+paper has no digits. A penalty acts once per step, and this search has 170 of
+them, not thousands, so it is some hundred times larger (README, "Lambda").
 """
 
 from ml_collections import ConfigDict

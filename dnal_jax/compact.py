@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from flax import linen as nn
+from flax.core import FrozenDict
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,7 +99,7 @@ def walk(net: nn.Module, image_shape: tuple[int, int, int]) -> Walk:
 
 def with_keep(net: Any, keep: layers.Keep) -> Any:
   """The same network with the channels `keep` only; {} is the full one."""
-  return net.clone(keep=keep)
+  return net.clone(keep=FrozenDict(keep))  # hashable, as jit wants it
 
 
 def cut(variables: Variables, before: Walk, after: Walk) -> dict[str, Any]:

@@ -25,6 +25,8 @@ SIDES = {
   'mobilenet_v2': 64,
   'mobilenet_v2_cifar': 16,
 }
+# These programs run twice and are compiled 30 times.
+FAST_COMPILE = {'compiler_options': {'xla_backend_optimization_level': 0}}
 WEIGHTS = {'all': Group('params/.*', LearningRate(0.01), 0.9, 1e-4)}
 # sigmoid(1e4 * s) is 0 or 1 to the bit for s = -1, 1: these gates are hard.
 HARD = Stage('hard', 1, WEIGHTS, delta_end=1e4)
@@ -68,21 +70,28 @@ def patterns(gates, rng):
 
 
 def measured(variables, logits, images, labels, *, net, stage):
-  """Logits in eval and train mode, and the losses of two steps of SGD."""
+  """Logits in eval mode; the loss of a train step; after it, logits in train
+  mode, which every weight, statistic and gradient has a part in."""
   gates = stage.gates(logits, 0)
   params, stats = variables['params'], variables['batch_stats']
-  applied = {'params': params, 'batch_stats': stats, 'gates': gates}
-  evaluated = net.apply(applied, images)
-  trained, _ = net.apply(applied, images, train=True, mutable=['batch_stats'])
+  evaluated = net.apply(
+    {'params': params, 'batch_stats': stats, 'gates': gates}, images
+  )
   state = begin(stage, params, logits, stats, steps_per_epoch=10)
-  batch = Batch(images, labels, jnp.ones(BATCH))
-  losses = []
-  for _ in range(2):
-    state, metrics = train_step(
-      state, batch, net=net, stage=stage, steps_per_epoch=10
-    )
-    losses.append(metrics['loss'])
-  return {'eval': evaluated, 'train': trained, 'losses': jnp.array(losses)}
+  state, metrics = train_step(
+    state,
+    Batch(images, labels, jnp.ones(BATCH)),
+    net=net,
+    stage=stage,
+    steps_per_epoch=10,
+  )
+  trained, _ = net.apply(
+    {'params': state.params, 'batch_stats': state.batch_stats, 'gates': gates},
+    images,
+    train=True,
+    mutable=['batch_stats'],
+  )
+  return {'eval': evaluated, 'loss': metrics['loss'], 'train': trained}
 
 
 @pytest.mark.slow
@@ -96,7 +105,7 @@ def test_cut_network_is_the_gated_network(name):
   variables = randomised(net, shape, rng)
   images = jnp.asarray(rng.normal(size=(BATCH, *shape)))
   labels = jnp.asarray(rng.integers(0, 10, BATCH))
-  gated = jax.jit(partial(measured, net=net, stage=HARD))
+  gated = jax.jit(partial(measured, net=net, stage=HARD), **FAST_COMPILE)
   for pattern, keep in patterns(walk.gates, rng).items():
     signs = {
       f'{gate}/g': np.where(np.isin(ids, keep[gate]), 1.0, -1.0)
@@ -109,12 +118,12 @@ def test_cut_network_is_the_gated_network(name):
     logits = jax.tree.map(
       lambda a: np.zeros(a.shape), after.shapes.get('gates', {})
     )
-    ours = jax.jit(partial(measured, net=small, stage=OPEN))
+    ours = jax.jit(partial(measured, net=small, stage=OPEN), **FAST_COMPILE)
     got = ours(cut, logits, images, labels)
     for key, value in want.items():
       worst = float(abs(got[key] - value).max())
-      assert worst <= 1e-9 * float(abs(value).max()), f'{pattern}, {key}'
-      if key != 'losses' and not after.cut_off_by:
+      assert worst <= 1e-7 * float(abs(value).max()), f'{pattern}, {key}'
+      if key != 'loss' and not after.cut_off_by:
         # Also relative to what the images make of the logits alone.
         spread = float(abs(value - value.mean(0)).max())
         assert worst <= 1e-5 * spread, f'{pattern}, {key}: {worst}, {spread}'
