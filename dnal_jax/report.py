@@ -90,7 +90,7 @@ class StageBar:
       'accuracy': f'{metrics["correct"] / self._batch_size:.1%}',
     }
     if 'gates' in metrics:
-      shown['gates'] = '/'.join(
+      shown['gates <0.1/undecided/>0.9'] = '/'.join(
         str(n) for n in census(metrics['gates']).values()
       )
     self._bar.set_postfix(shown, refresh=False)
