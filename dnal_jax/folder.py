@@ -82,8 +82,18 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Writes config.json, once."""
+  """Makes the folder and writes config.json, once.
+
+  Raises:
+    UserError: that is not possible there.
+  """
   path = workdir / 'config.json'
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.UserError(
+      f"--workdir '{workdir}' cannot be made ({error.strerror}); name another"
+    ) from error
   if not path.exists():
     value = {'config': config, 'versions': _versions(), 'git': _git_hash()}
     write_json(path, value)

@@ -213,7 +213,7 @@ class _Run:
     record['seconds'] += time.perf_counter() - started
     if searches:
       position.top1['gated'] = validation['top1']
-    elif not position.keep:
+    elif not position.keep and self._search_follows():
       position.top1['warmup'] = validation['top1']
     row = {
       'stage': self.stage.name,
@@ -232,6 +232,10 @@ class _Run:
     }
     self.metrics.write(row, gating.by_path(gates) if searches else {})
     bar.tell(report.epoch_line(row))
+
+  def _search_follows(self) -> bool:
+    later = self.settings.stages[self.position.stage + 1 :]
+    return any(stage.delta_end is not None for stage in later)
 
   def _variables(self, gates) -> dict[str, Any]:
     return {

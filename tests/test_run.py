@@ -186,7 +186,8 @@ def test_baseline_is_a_list_of_one_stage(tmp_path):
   got = result(workdir)
   assert [s['name'] for s in got['stages']] == ['baseline']
   assert got['learned'] is None
-  assert got['top1']['gated'] is None
+  measured = {k for k, v in got['top1'].items() if v is not None}
+  assert measured == {'final'}
   assert got['test_top1'] is not None
   net, _ = dnal_jax.load(workdir)
   assert compact.count(net, (8, 8, 1)).params == got['baseline']['params']
@@ -263,6 +264,12 @@ def test_bad_commands(tmp_path):
   told = fail(tmp_path, config='configs/quickstart.py:basline')
   assert "unknown variant 'basline'" in told
   assert not list(tmp_path.iterdir())
+
+
+def test_workdir_that_is_a_file(tmp_path):
+  (tmp_path / 'file').write_text('precious')
+  assert 'cannot be made' in fail(tmp_path / 'file')
+  assert (tmp_path / 'file').read_text() == 'precious'
 
 
 def test_missing_data_directory(tmp_path):
