@@ -29,6 +29,18 @@ class Position:
   )
   compact_max_abs_diff: float | None = None
 
+  def begin_stage(self, name: str, epochs: int, steps: int) -> None:
+    """Adds the entry of a stage to the result; an epoch fills it in."""
+    self.stages.append(
+      {
+        'name': name,
+        'epochs': epochs,
+        'steps': steps,
+        'seconds': 0.0,
+        'train_loss': None,
+      }
+    )
+
   @classmethod
   def from_json(cls, value: dict[str, Any]) -> 'Position':
     keep = {gate: tuple(ids) for gate, ids in value['keep'].items()}

@@ -12,21 +12,24 @@ from dnal_jax import errors
 def run(body: Callable[[Sequence[str]], None]) -> None:
   """`app.run(body)`, but a user's mistake is one message and exit code 2."""
   try:
-    argv = flags.FLAGS(sys.argv, known_only=False)
+    app.define_help_flags()
+    argv = flags.FLAGS(sys.argv)
   except flags.Error as error:
     lines = str(error).strip().splitlines()
     if 'Traceback (most recent call last):' in lines:  # of the config file
       lines = [lines[0], lines[-1]]
     _give_up(' '.join(lines))
-  except (AttributeError, KeyError) as error:  # ml_collections: unknown key
-    lines = str(error).strip('"\'').replace('\\n', '\n').splitlines()
-    _give_up(f"unknown config key '{lines[0].strip()}'. {' '.join(lines[1:])}")
-  except (OSError, ValueError, TypeError, ImportError) as error:
-    _give_up(error)
+  except Exception as error:  # whatever a config file raises
+    told = str(error).strip('"\'').replace('\\n', '\n').splitlines()
+    if 'Did you mean' in told[-1]:  # ml_collections: no such key
+      told[0] = f"unknown config key '{told[0]}'."
+    _give_up(f'{type(error).__name__}: {" ".join(told)}')
+  if len(argv) > 1:
+    _give_up(f"unexpected argument '{argv[1]}'; flags are --key=value")
   try:
     logging.set_verbosity(logging.WARNING)  # orbax is talkative
     app.run(body, argv=argv)
-  except errors.UserError as error:
+  except (errors.UserError, OSError) as error:
     _give_up(error)
 
 

@@ -5,12 +5,13 @@ N images, H height, W width, C channels.
 
 from collections.abc import Callable
 from functools import partial
+import math
 from typing import Any, NamedTuple
 
 import jax
 
-from dnal_jax import gating, step
-from dnal_jax.data import Data, batches
+from dnal_jax import errors, gating, step
+from dnal_jax.data import Data, batches, memory
 from dnal_jax.stages import Stage
 
 
@@ -64,3 +65,40 @@ def compile_stage(
     jax.jit(order, static_argnums=1),
     jax.jit(gates),
   )
+
+
+def check_finite(loss: float, stage: Stage, epoch: int) -> None:
+  """Stops a run before anything that is not a number is saved.
+
+  Raises:
+    UserError: the loss is NaN or infinite.
+  """
+  if not math.isfinite(loss):
+    rates = {name: group.lr.base for name, group in stage.train.items()}
+    raise errors.UserError(
+      f"the loss is {loss} in stage '{stage.name}', epoch {epoch}, with"
+      f' learning rates {rates}: lower stages.{stage.name}.train.*.lr.base in a'
+      ' new --workdir'
+    )
+
+
+def train_epoch(
+  stage: Compiled,
+  state: step.State,
+  split: memory.Split,
+  *,
+  epoch: int,  # of the run
+  steps: int,
+  told: Callable[[dict[str, jax.Array]], None],
+) -> tuple[step.State, list[dict[str, Any]]]:
+  """The state after an epoch, and the metrics of its steps as numpy.
+
+  `told` gets each step's metrics while they are still being computed.
+  """
+  order = stage.order(epoch, len(split.labels))
+  metrics = []
+  for _ in range(steps):
+    state, of_step = stage.step(state, *split, order)
+    metrics.append(of_step)
+    told(of_step)
+  return state, jax.device_get(metrics)

@@ -1,7 +1,8 @@
 """The files of a work folder: what they hold, and that they are whole.
 
   config.json        the resolved config, versions, git hash
-  architecture.json  gate path -> ids of the channels that survive
+  architecture.json  gate path -> ids of the channels that the search kept; a
+                     layer that only closed ones read is left out besides
   model/             weights of the final network; with architecture.json all
                      that `load` needs
   result.json        the figures of a finished run
@@ -35,7 +36,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Replaces the file at once."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
+  part = path.with_name(f'{path.name}.part')
   part.write_text(json.dumps(value, indent=1) + '\n')
   part.replace(path)
 
@@ -62,6 +63,12 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   """
   path = workdir / 'config.json'
   if not path.exists():
+    for other in ('checkpoints', 'architecture.json', 'result.json'):
+      if (workdir / other).exists():
+        raise errors.UserError(
+          f"'{workdir}' has {other} but no config.json to tell whose it is;"
+          ' choose another --workdir'
+        )
     return
   theirs = read_json(path)
   if not isinstance(theirs, dict) or 'config' not in theirs:
@@ -88,15 +95,16 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     UserError: that is not possible there.
   """
   path = workdir / 'config.json'
+  if path.exists():
+    return
+  value = {'config': config, 'versions': _versions(), 'git': _git_hash()}
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, value)
   except OSError as error:
     raise errors.UserError(
-      f"--workdir '{workdir}' cannot be made ({error.strerror}); name another"
+      f"--workdir '{workdir}' cannot be written ({error.strerror}); name"
+      ' another'
     ) from error
-  if not path.exists():
-    value = {'config': config, 'versions': _versions(), 'git': _git_hash()}
-    write_json(path, value)
 
 
 def write_architecture(
@@ -168,7 +176,7 @@ def write_model(workdir: pathlib.Path, variables: compact.Variables) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   flat = trees.flatten(variables)
   arrays = {k: np.ascontiguousarray(a) for k, a in flat.items()}
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
+  part = path.with_name(f'{path.name}.part')
   safetensors.numpy.save_file(arrays, part)
   part.replace(path)
 

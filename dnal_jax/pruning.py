@@ -61,12 +61,13 @@ def prune(
   decided(keep)
   small = compact.with_keep(net, keep)
   small_walk = compact.walk(small, image_shape)
-  if small_walk.cut_off_by:
+  closed = [gate for gate in small_walk.cut_off_by if not keep[gate]]
+  if closed:
     raise errors.UserError(
-      f'the search closed every channel of {", ".join(small_walk.cut_off_by)},'
-      ' which nothing bypasses, so no image reaches the classifier. Search'
-      f' in a new --workdir with a smaller penalty than {search.penalty:g},'
-      f' say {search.penalty / 3:.2g}; the search result is kept'
+      f'the search closed every channel of {", ".join(closed)}, which nothing'
+      ' bypasses, so no image reaches the classifier. Search in a new'
+      f' --workdir with a smaller penalty than {search.penalty:g}, say'
+      f' {search.penalty / 3:.2g}; the search result is kept'
     )
   variables = jax.device_put(compact.cut(gated, walk, small_walk))
   difference = evaluate.same_function(

@@ -1,15 +1,20 @@
 """What a run tells while it goes on, and the table at its end."""
 
 from collections.abc import Mapping
+import dataclasses
 import importlib.util
 import json
-import os
 import pathlib
 import time
 from typing import Any
 
 import numpy as np
 import tqdm
+
+from dnal_jax import compact, errors
+from dnal_jax.checkpoint import Position
+from dnal_jax.settings import Settings
+from dnal_jax.stages import Stage
 
 Row = dict[str, Any]
 _EPOCH = (
@@ -22,13 +27,14 @@ _GATES = ', gates <0.1: {low}, undecided: {undecided}, >0.9: {high}'
 class Metrics:
   """metrics.jsonl, one row an epoch, and TensorBoard where clu imports.
 
-  On resuming, rows of epochs that will be run again are dropped first.
+  On resuming, rows of epochs that will be run again are dropped first (events
+  are not: TensorBoard shows such an epoch twice).
   """
 
   def __init__(self, workdir: pathlib.Path, epochs_done: int, events: bool):
     self._path = workdir / 'metrics.jsonl'
     kept = [row for row in self._read() if row['epochs_done'] <= epochs_done]
-    part = self._path.with_name(f'{self._path.name}.{os.getpid()}.part')
+    part = self._path.with_name(f'{self._path.name}.part')
     part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     part.replace(self._path)
     self._events = _event_writer(workdir) if events else None
@@ -37,8 +43,16 @@ class Metrics:
     """The rows; a last line that a kill has cut short is not one."""
     if not self._path.exists():
       return []
-    lines = self._path.read_text().split('\n')[:-1]
-    return [json.loads(line) for line in lines]
+    rows = []
+    for i, line in enumerate(self._path.read_text().split('\n')[:-1], 1):
+      try:
+        rows.append(json.loads(line))
+        int(rows[-1]['epochs_done'])
+      except (ValueError, KeyError, TypeError) as error:
+        raise errors.UserError(
+          f"'{self._path}', line {i} is damaged ({error!r}); delete the line"
+        ) from error
+    return rows
 
   def write(self, row: Row, gates: Mapping[str, Any]) -> None:
     """Appends a row; `gates` {path: values} become histograms."""
@@ -91,7 +105,7 @@ class StageBar:
     }
     if 'gates' in metrics:
       shown['gates <0.1/undecided/>0.9'] = '/'.join(
-        str(n) for n in census(metrics['gates']).values()
+        str(n) for n in named(metrics['gates']).values()
       )
     self._bar.set_postfix(shown, refresh=False)
 
@@ -103,16 +117,81 @@ class StageBar:
     self._bar.close()
 
 
-def census(gates: Any) -> dict[str, int]:
+def named(census: Any) -> dict[str, int]:
   """How many gates are below 0.1, undecided, above 0.9, by name."""
   names = ('low', 'undecided', 'high')
-  return dict(zip(names, map(int, gates), strict=True))
+  return dict(zip(names, map(int, census), strict=True))
+
+
+def epoch_row(
+  stage: Stage,
+  epoch: int,
+  steps: list[dict[str, Any]],
+  *,
+  epochs_done: int,
+  images: int,
+  seconds: float,
+  validation: Mapping[str, float],
+  census: Any,
+) -> Row:
+  """The row of metrics.jsonl for an epoch from the metrics of its steps.
+
+  Losses are means per image in nats, top1 and top5 shares of 1; 'penalty' is
+  the sum over all gates of sigmoid(s), 'gates' their census after the epoch.
+  """
+  return {
+    'stage': stage.name,
+    'epoch': epoch,
+    'epochs': stage.epochs,
+    'epochs_done': epochs_done,
+    'step': epochs_done * len(steps),
+    'loss': sum(float(s['loss']) for s in steps) / images,
+    'train_top1': sum(float(s['correct']) for s in steps) / images,
+    'penalty': float(steps[-1]['penalty']),
+    'validation_loss': validation['loss'],
+    'validation_top1': validation['top1'],
+    'validation_top5': validation['top5'],
+    'images_per_second': images / seconds,
+    'gates': named(census) if census is not None else None,
+  }
 
 
 def epoch_line(row: Row) -> str:
   """One line for people about one epoch's row of metrics."""
   line = _EPOCH.format(**row)
   return line + _GATES.format(**row['gates']) if row['gates'] else line
+
+
+def result(
+  settings: Settings,
+  position: Position,
+  *,
+  baseline: compact.Counts,
+  learned: compact.Counts | None,
+  gates: int,
+  kept: int | None,
+  final: Mapping[str, float],
+  test: Mapping[str, float],
+) -> dict[str, Any]:
+  """What result.json holds; a figure that was not measured is None.
+
+  `final` and `test` are evaluations of the last network, on the validation
+  and on the test split; shares of 1.
+  """
+  return {
+    'network': settings.network.name,
+    'dataset': settings.data.name,
+    'seed': settings.seed,
+    'stages': position.stages,
+    'baseline': dataclasses.asdict(baseline),
+    'learned': dataclasses.asdict(learned) if learned else None,
+    'gates': {'total': gates, 'kept': kept},
+    'top1': {**position.top1, 'final': final['top1']},
+    'top5': {'final': final['top5']},
+    'compact_max_abs_diff': position.compact_max_abs_diff,
+    'test_top1': test['top1'],
+    'test_top5': test['top5'],
+  }
 
 
 def closing(result: Mapping[str, Any]) -> str:

@@ -6,11 +6,12 @@ every stage by name and `order` the list of those to run.
 
 from collections.abc import Mapping
 import dataclasses
+import math
 import types
 import typing
 from typing import Any
 
-from dnal_jax import data, errors, models, stages
+from dnal_jax import compact, data, errors, models, stages, trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Settings:
     """(height, width, channels) of what the network is given."""
     return self.data.image, self.data.image, len(self.data.mean)
 
+  def warms_up(self, index: int) -> bool:
+    """Whether the stage is before the first that searches, and one does."""
+    searches = [stage.delta_end is not None for stage in self.stages]
+    return any(searches) and index < searches.index(True)
+
   def build(self) -> models.Network:
     """The full network."""
     variant = models.get(self.network.name)
@@ -54,8 +60,15 @@ def parse(config: Mapping[str, Any]) -> Settings:
   known = {f.name for f in dataclasses.fields(Settings)} | {'order', 'penalty'}
   _refuse_unknown(values, known, '')
   values.pop('penalty', None)  # lambda: the stages refer to it
-  by_name = dict(values.pop('stages', {}))
-  order = values.pop('order', ())
+  by_name, order = values.pop('stages', {}), values.pop('order', ())
+  if not isinstance(by_name, Mapping):
+    raise errors.UserError(f'stages is {by_name!r}; it must be {{name: stage}}')
+  if not isinstance(order, list | tuple) or not all(
+    isinstance(name, str) for name in order
+  ):
+    raise errors.UserError(
+      f"order is {order!r}; it must list stages: ('warmup', 'search')"
+    )
   for name in order:
     if name not in by_name:
       hint = errors.did_you_mean(name, by_name)
@@ -63,12 +76,13 @@ def parse(config: Mapping[str, Any]) -> Settings:
   if not order:
     raise errors.UserError("order is empty; name at least one of 'stages'")
   # Stages that are not run are parsed too: a typo should not wait for its run.
-  parsed = {
-    name: _build(stages.Stage, {'name': name, **value}, f'stages.{name}.')
-    for name, value in by_name.items()
-  }
-  values['stages'] = tuple(parsed[name] for name in order)
-  settings = _build(Settings, values, '')
+  parsed = {}
+  for name, value in by_name.items():
+    named = {'name': name, **value} if isinstance(value, Mapping) else value
+    parsed[name] = _build(stages.Stage, named, f'stages.{name}.')
+  settings = _build(
+    Settings, {**values, 'stages': tuple(parsed[name] for name in order)}, ''
+  )
   _check(settings)
   return settings
 
@@ -84,10 +98,15 @@ def _check(settings: Settings) -> None:
     ('eval_batch_size', settings.eval_batch_size),
     ('data.validation', images.validation),
     ('data.classes', images.classes),
+    ('data.train_limit', images.train_limit),
     ('network.width', settings.network.width),
   ):
-    if value <= 0:
+    if value is not None and value <= 0:
       raise errors.UserError(f'{key} is {value}; it must be positive')
+  if images.crop_pad < 0:
+    raise errors.UserError(f'data.crop_pad is {images.crop_pad}; it must be 0+')
+  if not 0 <= settings.seed < 2**32:
+    raise errors.UserError(f'seed is {settings.seed}; it must fit 32 bits')
   if len(images.mean) != len(images.std) or min(images.std, default=0) <= 0:
     raise errors.UserError(
       f'data.mean {images.mean} and data.std {images.std} must be of one'
@@ -99,19 +118,23 @@ def _check(settings: Settings) -> None:
       f" '{settings.network.name}', which halves the image down to one pixel"
       f' at {net.min_image}; set data.image to {net.min_image} or more'
     )
+  shapes = compact.walk(net, settings.image_shape).shapes
+  paths = list(trees.flatten({k: shapes[k] for k in ('params', 'gates')}))
+  for stage in settings.stages:
+    stage.groups(paths)  # a typo should not wait for its stage
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:
   """`value` as the type `kind`; `path` is where it stands, for messages."""
   if dataclasses.is_dataclass(kind):
+    if type(value) is kind:  # a stage, built before
+      return value
     return _build_dataclass(kind, value, path)
   origin, args = typing.get_origin(kind), typing.get_args(kind)
   key = path.rstrip('.')
   if origin is tuple and isinstance(value, list | tuple):
-    if value and dataclasses.is_dataclass(value[0]):
-      return value
     return tuple(_build(args[0], v, path) for v in value)
-  if origin is Mapping or getattr(origin, '__name__', '') == 'Mapping':
+  if origin is Mapping and isinstance(value, Mapping):
     return {k: _build(args[1], v, f'{path}{k}.') for k, v in value.items()}
   if origin is typing.Literal:
     if value not in args:
@@ -123,11 +146,15 @@ def _build(kind: Any, value: Any, path: str) -> Any:
       return None
     return _build(next(a for a in args if a is not types.NoneType), value, path)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    value = float(value)
+  if isinstance(value, float) and not math.isfinite(value):
+    raise errors.UserError(f'{key} is {value}; it must be a finite number')
+  if not isinstance(value, origin or kind) or (
+    kind is int and isinstance(value, bool)
+  ):
     raise errors.UserError(
       f'{key} is {value!r}; it must be of type'
-      f' {getattr(kind, "__name__", kind)}'
+      f' {kind if origin else kind.__name__}'
     )
   return value
 

@@ -65,6 +65,20 @@ class Group:
   momentum: float = 0.9
   weight_decay: float = 0.0  # L2, added to the gradient as PyTorch's SGD does
 
+  def __post_init__(self):
+    try:
+      re.compile(self.match)
+    except re.error as error:
+      raise ValueError(
+        f"match is '{self.match}', which is no regular expression ({error})"
+      ) from error
+    if not 0 <= self.momentum < 1:
+      raise ValueError(f'momentum is {self.momentum}; it must be in [0, 1)')
+    if self.weight_decay < 0:
+      raise ValueError(
+        f'weight_decay is {self.weight_decay}; it must not be negative'
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -84,6 +98,8 @@ class Stage:
         f'epochs is {self.epochs}; it must be at least {least}. To leave the'
         " stage out, take its name out of 'order'"
       )
+    if not self.train:
+      raise ValueError('train is empty; name at least one group of weights')
     if self.penalty < 0:
       raise ValueError(f'penalty is {self.penalty}; it must not be negative')
     if self.delta_end is not None and self.delta_end <= 1:
@@ -106,7 +122,8 @@ class Stage:
     """{path: group} of what trains in this stage.
 
     Raises:
-      UserError: a pattern matches nothing, or two match the same path.
+      UserError: a pattern matches nothing, two match the same path, or the
+        stage searches and no pattern matches a gate.
     """
     paths = list(paths)
     owner: dict[str, str] = {}
@@ -124,6 +141,16 @@ class Stage:
             f" and '{name}'; make their patterns exclude each other"
           )
         owner[path] = name
+    trains_gates = any(path.startswith('gates/') for path in owner)
+    if trains_gates != (self.delta_end is not None):
+      raise errors.UserError(
+        f"stage '{self.name}' "
+        + (
+          'trains gates, which are open without delta_end: set delta_end'
+          if trains_gates
+          else "has delta_end, but no group that matches 'gates/.*': add one"
+        )
+      )
     return owner
 
   def optimizer(

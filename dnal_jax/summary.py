@@ -78,28 +78,29 @@ def table(summary: dict[str, Any]) -> str:
 def _network() -> tuple[Any, tuple[int, int, int]]:
   """The network that the flags name, and the shape of its images."""
   config = cli.config_of(_CONFIG)
-  if config is not None and _NETWORK.value:
-    raise errors.UserError('give --config or --network, not both')
   given = None
   if config is not None:
     parsed = settings.parse(config)
     given = parsed.build(), parsed.image_shape
+  others = _NETWORK.value, _ARCHITECTURE.value
+  if all(others) or (given and _NETWORK.value) or not (given or any(others)):
+    raise errors.UserError(
+      'give --network=NAME, or --config=configs/NAME.py and/or'
+      ' --architecture=DIR/architecture.json (which names its network)'
+    )
   if _NETWORK.value:
     variant = models.get(_NETWORK.value)
     image_shape = (variant.image, variant.image, 3)
-    given = variant.build(classes=variant.classes), image_shape
+    return variant.build(classes=variant.classes), image_shape
   if not _ARCHITECTURE.value:
-    if given is None:
-      raise errors.UserError(
-        'give --config=configs/NAME.py or --network=NAME, or'
-        ' --architecture=DIR/architecture.json'
-      )
+    assert given is not None
     return given
   path = pathlib.Path(_ARCHITECTURE.value)
   learned, image_shape = folder.read_architecture(path)
   if given and given != (compact.with_keep(learned, {}), image_shape):
     raise errors.UserError(
-      f"'{path}' was learned from another network than the one given"
+      f"'{path}' was learned from another network, width, classes or image"
+      ' size than the config has'
     )
   return learned, image_shape
 

@@ -5,7 +5,6 @@ run goes on from the newest one as if nothing had happened.
 """
 
 from collections.abc import Mapping
-import dataclasses
 from functools import partial
 import pathlib
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tqdm
 
 from dnal_jax import (
@@ -103,55 +103,50 @@ class _Run:
       image = jnp.zeros((1, *self.settings.image_shape))
       key = jax.random.key(self.settings.seed)
       variables = jax.jit(self.full.init)(key, image)
-      self._begin(variables['params'], variables['batch_stats'])
+      self._begin(variables['params'], self._zeros(), variables['batch_stats'])
       return
     number, self.position = latest
     self._set_network(self.position.keep)
     shapes = self.walk.shapes
     like = jax.eval_shape(
-      self._initial_state, shapes['params'], shapes['batch_stats']
+      self._initial_state,
+      shapes['params'],
+      shapes.get('gates', {}),
+      shapes['batch_stats'],
     )
     self.state = self.checkpoints.restore(number, like)
-    print(
-      f"going on with '{self.stage.name}', {self.position.epoch} of", end=''
-    )
-    print(f' {self.stage.epochs} epochs done')
+    done = f'{self.position.epoch} of {self.stage.epochs} epochs done'
+    print(f"going on with '{self.stage.name}', {done}")
 
   def _set_network(self, keep: layers.Keep) -> None:
     self.net = compact.with_keep(self.full, keep)
     self.walk = compact.walk(self.net, self.settings.image_shape)
 
-  def _initial_state(self, params, batch_stats) -> step.State:
-    """Of the stage at `position`; a gate's logit begins at 0, undecided."""
-    logits = jax.tree.map(
-      lambda a: jnp.zeros(a.shape, a.dtype), self.walk.shapes.get('gates', {})
-    )
+  def _zeros(self) -> Any:
+    """Logits with which a network begins: all gates undecided."""
+    gates = self.walk.shapes.get('gates', {})
+    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), gates)
+
+  def _initial_state(self, params, logits, batch_stats) -> step.State:
     return step.begin(
       self.stage, params, logits, batch_stats, self.steps_per_epoch
     )
 
-  def _begin(self, params, batch_stats) -> None:
+  def _begin(self, params, logits, batch_stats) -> None:
     """A new state for the stage, and its entry in the result."""
-    self.state = jax.jit(self._initial_state)(params, batch_stats)
-    self.position.stages.append(
-      {
-        'name': self.stage.name,
-        'epochs': self.stage.epochs,
-        'steps': self.stage.epochs * self.steps_per_epoch,
-        'seconds': 0.0,
-        'train_loss': None,
-      }
-    )
+    self.state = jax.jit(self._initial_state)(params, logits, batch_stats)
+    steps = self.stage.epochs * self.steps_per_epoch
+    self.position.begin_stage(self.stage.name, self.stage.epochs, steps)
 
   def _enter_next_stage(self) -> None:
     """Cuts if the stage says so; new momenta, step 0."""
-    params, batch_stats = self.state.params, self.state.batch_stats
+    _, *parts, _ = self.state
     entered = self.settings.stages[self.position.stage + 1]
     if entered.prune_below is not None:
-      params, batch_stats = self._prune(entered.prune_below)
+      parts = self._prune(entered.prune_below)
     self.position.stage += 1
     self.position.epoch = 0
-    self._begin(params, batch_stats)
+    self._begin(*parts)
     self._save()
 
   def _epochs_done(self) -> int:
@@ -190,52 +185,40 @@ class _Run:
     """Trains and evaluates for one epoch, and tells of it."""
     position, searches = self.position, self.stage.delta_end is not None
     started = time.perf_counter()
-    order = stage.order(self._epochs_done(), len(self.train.labels))
     bar.begin(f'{self.stage.name} {position.epoch + 1}/{self.stage.epochs}')
-    steps = []
-    for _ in range(self.steps_per_epoch):
-      self.state, metrics = stage.step(self.state, *self.train, order)
-      steps.append(metrics)
-      bar.step(metrics)
-    steps = jax.device_get(steps)
-    seconds = time.perf_counter() - started
-    images = self.steps_per_epoch * self.settings.batch_size
-    mean = {
-      k: sum(float(s[k]) for s in steps) / images for k in ('loss', 'correct')
-    }
-    gates, census = stage.gates(self.state.logits, position.epoch)
-    validation = self.evaluate(
-      self.net, self._variables(gates), self.validation
+    self.state, steps = engine.train_epoch(
+      stage,
+      self.state,
+      self.train,
+      epoch=self._epochs_done(),
+      steps=self.steps_per_epoch,
+      told=bar.step,
     )
+    seconds = time.perf_counter() - started
+    gates, census = stage.gates(self.state.logits, position.epoch)
     position.epoch += 1
+    row = report.epoch_row(
+      self.stage,
+      position.epoch,
+      steps,
+      epochs_done=self._epochs_done(),
+      images=self.steps_per_epoch * self.settings.batch_size,
+      seconds=seconds,
+      validation=self.evaluate(
+        self.net, self._variables(gates), self.validation
+      ),
+      census=census if searches else None,
+    )
+    engine.check_finite(row['loss'], self.stage, position.epoch)
     record = position.stages[-1]
-    record['train_loss'] = mean['loss']
+    record['train_loss'] = row['loss']
     record['seconds'] += time.perf_counter() - started
     if searches:
-      position.top1['gated'] = validation['top1']
-    elif not position.keep and self._search_follows():
-      position.top1['warmup'] = validation['top1']
-    row = {
-      'stage': self.stage.name,
-      'epoch': position.epoch,
-      'epochs': self.stage.epochs,
-      'epochs_done': self._epochs_done(),
-      'step': self._epochs_done() * self.steps_per_epoch,
-      'loss': mean['loss'],
-      'train_top1': mean['correct'],
-      'penalty': float(steps[-1]['penalty']),
-      'validation_loss': validation['loss'],
-      'validation_top1': validation['top1'],
-      'validation_top5': validation['top5'],
-      'images_per_second': images / seconds,
-      'gates': report.census(census) if searches else None,
-    }
+      position.top1['gated'] = row['validation_top1']
+    elif self.settings.warms_up(position.stage):
+      position.top1['warmup'] = row['validation_top1']
     self.metrics.write(row, gating.by_path(gates) if searches else {})
     bar.tell(report.epoch_line(row))
-
-  def _search_follows(self) -> bool:
-    later = self.settings.stages[self.position.stage + 1 :]
-    return any(stage.delta_end is not None for stage in later)
 
   def _variables(self, gates) -> dict[str, Any]:
     return {
@@ -246,8 +229,8 @@ class _Run:
 
   # The cut and the end.
 
-  def _prune(self, threshold: float) -> tuple[Any, Any]:
-    """(params, batch_stats) of the cut network, which `self.net` is then."""
+  def _prune(self, threshold: float) -> tuple[Any, Any, Any]:
+    """Params, logits, statistics of the cut network, then `self.net`."""
     done = self.settings.stages[: self.position.stage + 1]
     result = pruning.prune(
       self.net,
@@ -262,17 +245,17 @@ class _Run:
       decided=self._write_architecture,
     )
     self._set_network(result.keep)
-    position = self.position
-    position.keep = dict(result.keep)
-    position.compact_max_abs_diff = result.max_abs_diff
-    position.top1['pruned'] = result.pruned_top1
-    position.top1['compact'] = result.compact_top1
+    self.position.keep = dict(result.keep)
+    self.position.compact_max_abs_diff = result.max_abs_diff
+    self.position.top1.update(
+      pruned=result.pruned_top1, compact=result.compact_top1
+    )
     tqdm.tqdm.write(
-      f'cut to {sum(map(len, result.keep.values()))} of'
+      f'cut to {sum(map(len, self.walk.gates.values()))} of'
       f' {sum(map(len, self.known.values()))} gated channels: validation'
       f' {result.pruned_top1:.2%} gated, {result.compact_top1:.2%} cut'
     )
-    return result.params, result.batch_stats
+    return result.params, self._zeros(), result.batch_stats
 
   def _write_architecture(self, keep: layers.Keep) -> None:
     settings = self.settings
@@ -296,23 +279,15 @@ class _Run:
       self._write_architecture(self.known)
     folder.write_model(self.workdir, jax.device_get(variables))
     count = partial(compact.count, image_shape=self.settings.image_shape)
-    learned = dataclasses.asdict(count(self.net)) if pruned else None
-    result = {
-      'network': self.settings.network.name,
-      'dataset': self.settings.data.name,
-      'seed': self.settings.seed,
-      'stages': self.position.stages,
-      'baseline': dataclasses.asdict(count(self.full)),
-      'learned': learned,
-      'gates': {
-        'total': sum(map(len, self.known.values())),
-        'kept': sum(map(len, self.walk.gates.values())),
-      },
-      'top1': {**self.position.top1, 'final': final['top1']},
-      'top5': {'final': final['top5']},
-      'compact_max_abs_diff': self.position.compact_max_abs_diff,
-      'test_top1': test['top1'],
-      'test_top5': test['top5'],
-    }
+    result = report.result(
+      self.settings,
+      self.position,
+      baseline=count(self.full),
+      learned=count(self.net) if pruned else None,
+      gates=sum(map(len, self.known.values())),
+      kept=sum(map(len, self.walk.gates.values())) if pruned else None,
+      final=final,
+      test=test,
+    )
     folder.write_json(self.workdir / 'result.json', result)
     return result

@@ -25,8 +25,8 @@ MAY_IMPORT = {
   'pruning': {'compact', 'data', 'evaluate', 'gating', 'layers', 'stages'},
   'evaluate': {'compact', 'data', 'step'},
   'folder': {'compact', 'layers', 'models'},
-  'report': set(),
-  'settings': {'data', 'models', 'stages'},
+  'report': {'checkpoint', 'compact', 'settings', 'stages'},
+  'settings': {'compact', 'data', 'models', 'stages'},
   'train': {
     'checkpoint',
     'compact',

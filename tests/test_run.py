@@ -2,77 +2,16 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
-import sys
 
+from commands import KEYS, ROOT, SHORT, command, metrics, result, succeed
 import numpy as np
 import pytest
 
 import dnal_jax
-from dnal_jax import compact, errors, settings
+from dnal_jax import compact, settings
 from dnal_jax.data import batches, memory
-
-ROOT = pathlib.Path(__file__).parent.parent
-# A run of seconds: one epoch of warm-up, two of search, one of fine-tuning.
-SHORT = (
-  '--config.stages.warmup.epochs=1',
-  '--config.stages.search.epochs=2',
-  '--config.stages.finetune.epochs=1',
-)
-KEYS = {
-  *('network', 'dataset', 'seed', 'stages', 'baseline', 'learned', 'gates'),
-  *('top1', 'top5', 'compact_max_abs_diff', 'test_top1', 'test_top5'),
-}
-
-
-def command(workdir, *flags, config='configs/quickstart.py'):
-  return (
-    *(sys.executable, '-m', 'dnal_jax.main'),
-    *(f'--config={config}', f'--workdir={workdir}', *flags),
-  )
-
-
-def main(workdir, *flags, **kwargs):
-  return subprocess.run(
-    command(workdir, *flags, **kwargs),
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-
-
-def succeed(workdir, *flags, **kwargs):
-  done = main(workdir, *flags, **kwargs)
-  assert done.returncode == 0, done.stderr
-  return done.stdout
-
-
-def fail(workdir, *flags, **kwargs):
-  """The one message of a command that must give up with exit code 2."""
-  done = main(workdir, *flags, **kwargs)
-  assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
-  told = [n for n in done.stderr.splitlines() if n.startswith('error: ')]
-  assert len(told) == 1, done.stderr
-  assert 'Traceback' not in done.stderr
-  return told[0]
-
-
-def result(workdir):
-  """result.json without the times."""
-  value = json.loads((workdir / 'result.json').read_text())
-  for stage in value['stages']:
-    del stage['seconds']
-  return value
-
-
-def metrics(workdir):
-  """metrics.jsonl without the times."""
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  rows = [json.loads(n) for n in lines]
-  return [{k: v for k, v in r.items() if 'per_second' not in k} for r in rows]
 
 
 @pytest.fixture(scope='module')
@@ -194,6 +133,40 @@ def test_baseline_is_a_list_of_one_stage(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_cut_may_come_later_than_the_search(tmp_path):
+  """What was searched is kept while another stage trains weights."""
+  order = "--config.order=('warmup','search','baseline','finetune')"
+  flags = (*SHORT, '--config.stages.baseline.epochs=1', order)
+  succeed(tmp_path / 'run', *flags)
+  got = result(tmp_path / 'run')
+  rows = metrics(tmp_path / 'run')
+  (after_search,) = (
+    r for r in rows if (r['stage'], r['epoch']) == ('search', 2)
+  )
+  assert got['gates']['kept'] == after_search['gates']['high'] < 448
+
+
+@pytest.mark.slow
+def test_search_alone_and_cut_without_finetuning(tmp_path):
+  flags = ('--config.stages.search.epochs=2', "--config.order=('search',)")
+  succeed(tmp_path / 'soft', *flags)
+  got = result(tmp_path / 'soft')
+  assert got['learned'] is None
+  assert got['gates']['kept'] is None
+  assert got['top1']['final'] == got['top1']['gated']
+  _, variables = dnal_jax.load(tmp_path / 'soft')
+  assert not np.all(variables['gates']['gate1_1']['g'] == 1)
+  flags = (
+    *('--config.stages.search.epochs=2', '--config.stages.finetune.epochs=0'),
+    "--config.order=('search','finetune')",
+  )
+  succeed(tmp_path / 'cut', *flags)
+  got = result(tmp_path / 'cut')
+  assert got['stages'][1]['train_loss'] is None
+  assert got['top1']['final'] == got['top1']['compact']
+
+
+@pytest.mark.slow
 def test_two_search_rounds_are_a_longer_list(tmp_path):
   """A second search and cut, of what the first has left."""
   config = tmp_path / 'two_rounds.py'
@@ -216,107 +189,3 @@ def test_two_search_rounds_are_a_longer_list(tmp_path):
   assert got['compact_max_abs_diff'] < 1e-3
   net, _ = dnal_jax.load(workdir)
   assert compact.count(net, (8, 8, 1)).macs == got['learned']['macs']
-
-
-@pytest.mark.slow
-def test_closing_everything_is_told_and_kept(tmp_path):
-  workdir = tmp_path / 'run'
-  flags = (*SHORT, '--config.penalty=30.0')
-  for _ in range(2):  # and again from the kept checkpoint, at once
-    told = fail(workdir, *flags)
-    assert 'closed every channel of gate1_1' in told
-    assert 'smaller penalty than 30' in told
-  gates = json.loads((workdir / 'architecture.json').read_text())['gates']
-  assert gates['gate1_1'] == []
-  assert len(metrics(workdir)) == 3
-  assert not (workdir / 'result.json').exists()
-  assert not (workdir / 'model').exists()
-
-
-@pytest.mark.slow
-def test_folder_of_another_config(demo):
-  workdir, _ = demo
-  told = fail(workdir, '--config.seed=7', '--config.penalty=0.5')
-  assert 'seed (folder: 0, now: 7)' in told
-  assert 'penalty (folder: 0.035, now: 0.5)' in told
-  assert 'batch_size' not in told
-
-
-@pytest.mark.parametrize(
-  ('flag', 'message'),
-  [
-    ('--config.oder=x', 'Did you mean "order" instead of "oder"?'),
-    ('--config.seed=x', 'config.seed=x'),
-    ('--config.network.name=vgg17', "did you mean 'vgg16'?"),
-    ('--config.data.name=digit', "did you mean 'digits'?"),
-    ('--config.data.image=4', 'data.image is 4: too small'),
-    ('--config.stages.warmup.epochs=-1', 'stages.warmup.epochs is -1'),
-    ('--config.batch_size=100000', 'there are 1140 images to train on'),
-  ],
-)
-def test_bad_flags(flag, message, tmp_path):
-  assert message in fail(tmp_path / 'run', flag)
-  assert not list(tmp_path.rglob('*.json*'))
-
-
-def test_bad_commands(tmp_path):
-  assert 'nope.py' in fail(tmp_path, config='configs/nope.py')
-  told = fail(tmp_path, config='configs/quickstart.py:basline')
-  assert "unknown variant 'basline'" in told
-  assert not list(tmp_path.iterdir())
-
-
-def test_workdir_that_is_a_file(tmp_path):
-  (tmp_path / 'file').write_text('precious')
-  assert 'cannot be made' in fail(tmp_path / 'file')
-  assert (tmp_path / 'file').read_text() == 'precious'
-
-
-def test_missing_data_directory(tmp_path):
-  told = fail(
-    tmp_path / 'run',
-    f'--config.data.dir={tmp_path}/none',
-    config='configs/vgg16_fashion_mnist.py',
-  )
-  assert f"data.dir is '{tmp_path}/none', which is not a directory" in told
-  assert not (tmp_path / 'run').exists()
-
-
-ARCHITECTURE = {
-  'schema_version': 1,
-  'network': {'name': 'vgg7_digits', 'width': 1.0, 'classes': 10},
-  'image_shape': [8, 8, 1],
-  'gates': {f'gate{i}_{j}': [0, 5] for i in (1, 2, 3) for j in (1, 2)},
-}
-
-
-@pytest.mark.parametrize(
-  ('change', 'message'),
-  [
-    ({'schema_version': 9}, 'schema_version 9; this release reads 1'),
-    ({'network': 3}, 'not an architecture.json of ours'),
-    ({'gates': {}}, "the file has no gate 'gate1_1'"),
-    ({'gates': {**ARCHITECTURE['gates'], 'x': []}}, "no gate 'x'"),
-    ({'gates': {**ARCHITECTURE['gates'], 'gate1_1': [5, 0]}}, 'ascending'),
-    ({'gates': {**ARCHITECTURE['gates'], 'gate1_1': [32]}}, 'outside 0 to 31'),
-    ({'gates': {**ARCHITECTURE['gates'], 'gate1_1': ['a']}}, 'integers'),
-  ],
-)
-def test_damaged_architecture_is_refused(change, message, tmp_path):
-  path = tmp_path / 'architecture.json'
-  path.write_text(json.dumps({**ARCHITECTURE, **change}))
-  with pytest.raises(errors.UserError, match=message):
-    dnal_jax.load(tmp_path)
-
-
-def test_missing_or_broken_files_are_named(tmp_path):
-  with pytest.raises(errors.UserError, match='is not a directory'):
-    dnal_jax.load(tmp_path / 'none')
-  with pytest.raises(errors.UserError, match=r'architecture\.json'):
-    dnal_jax.load(tmp_path)
-  (tmp_path / 'architecture.json').write_text('{')
-  with pytest.raises(errors.UserError, match='is not JSON'):
-    dnal_jax.load(tmp_path)
-  (tmp_path / 'architecture.json').write_text(json.dumps(ARCHITECTURE))
-  with pytest.raises(errors.UserError, match='a run writes it when it finish'):
-    dnal_jax.load(tmp_path)

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import math
 import pathlib
 
 import jax.numpy as jnp
@@ -95,6 +96,24 @@ def test_cifar_schedule_continues_where_the_warmup_broke_off():
     ('stages.warmup.train.weights.lr.base', 0.0, 'must be positive'),
     ('order', ('warmup', 'serch'), "mean 'search'"),
     ('order', (), 'order is empty'),
+    ('order', (1, 2), 'it must list stages'),
+    ('order', None, 'it must list stages'),
+    ('stages', 3, 'it must be {name: stage}'),
+    ('stages.warmup', 3, 'it must have the keys name, epochs'),
+    ('stages.warmup.train', {}, 'train is empty'),
+    ('stages.warmup.train', 3, 'stages.warmup.train is 3; it must be of type'),
+    ('stages.warmup.train.weights.momentum', 5.0, 'momentum is 5.0'),
+    ('stages.warmup.train.weights.weight_decay', -1.0, 'not be negative'),
+    ('stages.warmup.train.weights.match', '(', 'no regular expression'),
+    ('stages.finetune.train.weights.match', 'x', "'finetune': pattern 'x'"),
+    ('stages.search.train.gates.match', 'params/conv.*', 'no group that'),
+    ('stages.warmup.delta_end', 1e4, "'warmup' has delta_end, but no group"),
+    ('stages.search.delta_end', None, "'search' trains gates, which are open"),
+    ('data.mean', 0.5, 'data.mean is 0.5; it must be of type tuple'),
+    ('data.crop_pad', -1, 'data.crop_pad is -1'),
+    ('data.train_limit', 0, 'data.train_limit is 0; it must be positive'),
+    ('network.width', math.nan, 'network.width is nan; it must be a finite'),
+    ('seed', 2**70, 'it must fit 32 bits'),
     ('order', ('warmup', 'warmup'), 'twice'),
     ('order', ('warmup', 'finetune'), 'no stage before it searches'),
     ('data', 3, 'data is 3; it must have the keys'),

@@ -19,7 +19,7 @@ def normalise(images: jax.Array, data: Data) -> jax.Array:
 
 def epoch_order(seed: int, epoch: jax.Array, images: int) -> jax.Array:
   """[N] int32: a new permutation in every epoch of the run."""
-  key = jax.random.fold_in(jax.random.key(seed), epoch)
+  key = _key(seed, 'order', epoch)
   return jax.random.permutation(key, images).astype(jnp.int32)
 
 
@@ -38,7 +38,7 @@ def train_batch(
   start = position * batch_size
   index = jax.lax.dynamic_slice_in_dim(order, start, batch_size)
   chosen = images[index]
-  key = jax.random.fold_in(jax.random.key(seed), step)
+  key = _key(seed, 'augmentation', step)
   crop_key, flip_key = jax.random.split(key)
   if data.crop_pad:
     chosen = _random_crop(crop_key, chosen, data.crop_pad)
@@ -61,6 +61,13 @@ def eval_batch(
   weight = (index < len(labels)).astype(jnp.float32)
   index = jnp.minimum(index, len(labels) - 1)
   return Batch(normalise(images[index], data), labels[index], weight)
+
+
+def _key(seed, purpose, number):
+  """No two purposes share a key, nor one of them and the initialisation."""
+  purpose = 1 + ('order', 'augmentation').index(purpose)
+  key = jax.random.fold_in(jax.random.key(seed), purpose)
+  return jax.random.fold_in(key, number)
 
 
 def _random_crop(key, images, pad):

@@ -8,6 +8,7 @@ import hashlib
 import os
 import pathlib
 from typing import Any, NamedTuple
+import zipfile
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from dnal_jax.data import Data
 # The tensorflow-datasets of small images with the features image and label.
 _TFDS = ('cifar10', 'cifar100', 'fashion_mnist', 'mnist')
 NAMES = ('digits', *_TFDS)
+_ARRAYS = {'train_images', 'train_labels', 'test_images', 'test_labels'}
 
 
 class Split(NamedTuple):
@@ -98,18 +100,10 @@ def _tfds(
       f' one that holds {name}/'
     )
   root = pathlib.Path(given or '~/tensorflow_datasets').expanduser()
-  cached = _cache_file(root, name)
-  if cached is None or not cached.exists():
+  arrays = _read_cache(_cache_file(root, name))
+  if arrays is None:
     arrays = _read_tfds(name, str(root))
-    cached = _cache_file(root, name)
-    if cached is not None:
-      cached.parent.mkdir(parents=True, exist_ok=True)
-      part = cached.with_name(f'{cached.stem}.{os.getpid()}.npz')
-      np.savez(part, allow_pickle=False, **arrays)
-      part.replace(cached)
-  else:
-    with np.load(cached, allow_pickle=False) as file:
-      arrays = dict(file)
+    _write_cache(_cache_file(root, name), arrays)
   return [
     (arrays[f'{split}_images'], arrays[f'{split}_labels'])
     for split in ('train', 'test')
@@ -128,6 +122,31 @@ def _cache_file(root: pathlib.Path, name: str) -> pathlib.Path | None:
   digest = hashlib.sha256(prepared[-1].read_bytes()).hexdigest()[:16]
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   return pathlib.Path(home).expanduser() / 'dnal_jax' / f'{name}-{digest}.npz'
+
+
+def _read_cache(path: pathlib.Path | None) -> dict[str, np.ndarray] | None:
+  """None where there is no cache, or not a whole one."""
+  try:
+    if path is not None and path.exists():
+      with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+      return arrays if set(arrays) == _ARRAYS else None
+  except (OSError, ValueError, zipfile.BadZipFile):
+    pass
+  return None
+
+
+def _write_cache(path: pathlib.Path | None, arrays) -> None:
+  """The data has been read; a cache that cannot be written stops nothing."""
+  if path is None:
+    return
+  part = path.with_name(f'{path.stem}.{os.getpid()}.npz')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(part, allow_pickle=False, **arrays)
+    part.replace(path)
+  except OSError as error:
+    print(f"no cache in '{path.parent}' ({error.strerror}); reading anew next")
 
 
 def _read_tfds(name: str, root: str) -> dict[str, np.ndarray]:

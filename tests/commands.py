@@ -1,0 +1,66 @@
+"""Runs of the command line, for the tests that need them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+# A run of seconds: one epoch of warm-up, two of search, one of fine-tuning.
+SHORT = (
+  '--config.stages.warmup.epochs=1',
+  '--config.stages.search.epochs=2',
+  '--config.stages.finetune.epochs=1',
+)
+KEYS = {
+  *('network', 'dataset', 'seed', 'stages', 'baseline', 'learned', 'gates'),
+  *('top1', 'top5', 'compact_max_abs_diff', 'test_top1', 'test_top5'),
+}
+
+
+def command(workdir, *flags, config='configs/quickstart.py'):
+  return (
+    *(sys.executable, '-m', 'dnal_jax.main'),
+    *(f'--config={config}', f'--workdir={workdir}', *flags),
+  )
+
+
+def main(workdir, *flags, **kwargs):
+  return subprocess.run(
+    command(workdir, *flags, **kwargs),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def succeed(workdir, *flags, **kwargs):
+  done = main(workdir, *flags, **kwargs)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def fail(workdir, *flags, **kwargs):
+  """The one message of a command that must give up with exit code 2."""
+  done = main(workdir, *flags, **kwargs)
+  assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+  told = [n for n in done.stderr.splitlines() if n.startswith('error: ')]
+  assert len(told) == 1, done.stderr
+  assert 'Traceback' not in done.stderr
+  return told[0]
+
+
+def result(workdir):
+  """result.json without the times."""
+  value = json.loads((workdir / 'result.json').read_text())
+  for stage in value['stages']:
+    del stage['seconds']
+  return value
+
+
+def metrics(workdir):
+  """metrics.jsonl without the times."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(n) for n in lines]
+  return [{k: v for k, v in r.items() if 'per_second' not in k} for r in rows]

@@ -1,0 +1,142 @@
+"""Every mistake ends in one message with the fix, and leaves things whole."""
+
+import json
+
+from commands import SHORT, fail, metrics
+import pytest
+
+import dnal_jax
+from dnal_jax import errors
+
+
+@pytest.mark.slow
+def test_closing_everything_is_told_and_kept(tmp_path):
+  workdir = tmp_path / 'run'
+  flags = (*SHORT, '--config.penalty=30.0')
+  for _ in range(2):  # and again from the kept checkpoint, at once
+    told = fail(workdir, *flags)
+    assert 'closed every channel of gate1_1' in told
+    assert 'smaller penalty than 30' in told
+  gates = json.loads((workdir / 'architecture.json').read_text())['gates']
+  assert gates['gate1_1'] == []
+  assert len(metrics(workdir)) == 3
+  assert not (workdir / 'result.json').exists()
+  assert not (workdir / 'model').exists()
+
+
+@pytest.mark.slow
+def test_folder_of_another_config(tmp_path):
+  workdir = tmp_path / 'run'
+  succeed(workdir, *SHORT)
+  told = fail(workdir, *SHORT, '--config.seed=7', '--config.penalty=0.5')
+  assert 'seed (folder: 0, now: 7)' in told
+  assert 'penalty (folder: 0.035, now: 0.5)' in told
+  assert 'batch_size' not in told
+  (workdir / 'config.json').unlink()  # then whose is it?
+  assert 'has checkpoints but no config.json' in fail(workdir, *SHORT)
+
+
+def test_damaged_metrics(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"epochs_done": 1}\nnonsense\n')
+  told = fail(tmp_path, *SHORT)
+  assert "metrics.jsonl', line 2 is damaged" in told
+
+
+def test_loss_that_is_not_a_number(tmp_path):
+  flag = '--config.stages.warmup.train.weights.lr.base=1e30'
+  told = fail(tmp_path / 'run', flag)
+  assert "the loss is nan in stage 'warmup', epoch 1" in told
+  assert "{'weights': 1e+30}" in told
+  assert not (tmp_path / 'run' / 'metrics.jsonl').read_text()
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--config.oder=x', 'Did you mean "order" instead of "oder"?'),
+    ('--config.seed=x', 'config.seed=x'),
+    ('--config.network.name=vgg17', "did you mean 'vgg16'?"),
+    ('--config.data.name=digit', "did you mean 'digits'?"),
+    ('--config.data.image=4', 'data.image is 4: too small'),
+    ('--config.stages.warmup.epochs=-1', 'stages.warmup.epochs is -1'),
+    ('--config.data.crop_pad=-1', 'data.crop_pad is -1'),
+    (
+      '--config.stages.finetune.train.weights.match=parms/.*',
+      "stage 'finetune': pattern 'parms/.*' of group 'weights' matches nothing",
+    ),
+    ('--config.stages.warmup.train.weights.match=(', 'no regular expression'),
+    ('--config.order=warmup', "it must list stages: ('warmup', 'search')"),
+    ('--config.batch_size=100000', 'there are 1140 images to train on'),
+  ],
+)
+def test_bad_flags(flag, message, tmp_path):
+  assert message in fail(tmp_path / 'run', flag)
+  assert not list(tmp_path.rglob('*.json*'))
+
+
+def test_bad_commands(tmp_path):
+  assert 'nope.py' in fail(tmp_path, config='configs/nope.py')
+  told = fail(tmp_path, '--config.data.flip', 'False')
+  assert "unexpected argument 'False'; flags are --key=value" in told
+  broken = tmp_path.with_suffix('.py')
+  broken.write_text('def get_config(:')
+  assert 'SyntaxError' in fail(tmp_path, config=broken)
+  told = fail(tmp_path, config='configs/quickstart.py:basline')
+  assert "unknown variant 'basline'" in told
+  assert not list(tmp_path.iterdir())
+
+
+def test_workdir_that_is_a_file(tmp_path):
+  (tmp_path / 'file').write_text('precious')
+  assert 'cannot be written' in fail(tmp_path / 'file')
+  assert (tmp_path / 'file').read_text() == 'precious'
+
+
+def test_missing_data_directory(tmp_path):
+  told = fail(
+    tmp_path / 'run',
+    f'--config.data.dir={tmp_path}/none',
+    config='configs/vgg16_fashion_mnist.py',
+  )
+  assert f"data.dir is '{tmp_path}/none', which is not a directory" in told
+  assert not (tmp_path / 'run').exists()
+
+
+ARCHITECTURE = {
+  'schema_version': 1,
+  'network': {'name': 'vgg7_digits', 'width': 1.0, 'classes': 10},
+  'image_shape': [8, 8, 1],
+  'gates': {f'gate{i}_{j}': [0, 5] for i in (1, 2, 3) for j in (1, 2)},
+}
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'schema_version': 9}, 'schema_version 9; this release reads 1'),
+    ({'network': 3}, 'not an architecture.json of ours'),
+    ({'gates': {}}, "the file has no gate 'gate1_1'"),
+    ({'gates': {**ARCHITECTURE['gates'], 'x': []}}, "no gate 'x'"),
+    ({'gates': {**ARCHITECTURE['gates'], 'gate1_1': [5, 0]}}, 'ascending'),
+    ({'gates': {**ARCHITECTURE['gates'], 'gate1_1': [32]}}, 'outside 0 to 31'),
+    ({'gates': {**ARCHITECTURE['gates'], 'gate1_1': ['a']}}, 'integers'),
+  ],
+)
+def test_damaged_architecture_is_refused(change, message, tmp_path):
+  path = tmp_path / 'architecture.json'
+  path.write_text(json.dumps({**ARCHITECTURE, **change}))
+  with pytest.raises(errors.UserError, match=message):
+    dnal_jax.load(tmp_path)
+
+
+def test_missing_or_broken_files_are_named(tmp_path):
+  with pytest.raises(errors.UserError, match='is not a directory'):
+    dnal_jax.load(tmp_path / 'none')
+  with pytest.raises(errors.UserError, match=r'architecture\.json'):
+    dnal_jax.load(tmp_path)
+  (tmp_path / 'architecture.json').write_text('{')
+  with pytest.raises(errors.UserError, match='is not JSON'):
+    dnal_jax.load(tmp_path)
+  (tmp_path / 'architecture.json').write_text(json.dumps(ARCHITECTURE))
+  with pytest.raises(errors.UserError, match='a run writes it when it finish'):
+    dnal_jax.load(tmp_path)
