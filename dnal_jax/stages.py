@@ -98,8 +98,6 @@ class Stage:
         f'epochs is {self.epochs}; it must be at least {least}. To leave the'
         " stage out, take its name out of 'order'"
       )
-    if not self.train:
-      raise ValueError('train is empty; name at least one group of weights')
     if self.penalty < 0:
       raise ValueError(f'penalty is {self.penalty}; it must not be negative')
     if self.delta_end is not None and self.delta_end <= 1:
@@ -141,6 +139,10 @@ class Stage:
             f" and '{name}'; make their patterns exclude each other"
           )
         owner[path] = name
+    if not owner:
+      raise errors.UserError(
+        f"stage '{self.name}': train is empty; name at least one group"
+      )
     trains_gates = any(path.startswith('gates/') for path in owner)
     if trains_gates != (self.delta_end is not None):
       raise errors.UserError(

@@ -2,7 +2,7 @@
 
 import json
 
-from commands import SHORT, fail, metrics
+from commands import SHORT, fail, metrics, succeed
 import pytest
 
 import dnal_jax
@@ -65,7 +65,7 @@ def test_loss_that_is_not_a_number(tmp_path):
       "stage 'finetune': pattern 'parms/.*' of group 'weights' matches nothing",
     ),
     ('--config.stages.warmup.train.weights.match=(', 'no regular expression'),
-    ('--config.order=warmup', "it must list stages: ('warmup', 'search')"),
+    ('--config.order=5', "it must list stages: ('warmup', 'search')"),
     ('--config.batch_size=100000', 'there are 1140 images to train on'),
   ],
 )

@@ -108,7 +108,7 @@ def test_cifar_schedule_continues_where_the_warmup_broke_off():
     ('stages.finetune.train.weights.match', 'x', "'finetune': pattern 'x'"),
     ('stages.search.train.gates.match', 'params/conv.*', 'no group that'),
     ('stages.warmup.delta_end', 1e4, "'warmup' has delta_end, but no group"),
-    ('stages.search.delta_end', None, "'search' trains gates, which are open"),
+    ('stages.warmup.train.weights.match', '.*', 'trains gates, which are open'),
     ('data.mean', 0.5, 'data.mean is 0.5; it must be of type tuple'),
     ('data.crop_pad', -1, 'data.crop_pad is -1'),
     ('data.train_limit', 0, 'data.train_limit is 0; it must be positive'),
