@@ -30,6 +30,13 @@ _MOBILENET_V2 = (
 )
 # The CIFAR form's second stage keeps its resolution.
 _MOBILENET_V2_CIFAR = (_MOBILENET_V2[0], (6, 24, 2, 1), *_MOBILENET_V2[2:])
+_RESNET_CIFAR = partial(
+  resnet.ResNet,
+  block=resnet.BasicBlock,
+  features=(16, 32, 64),
+  stem_layer=(16, 3, 1),
+  stem_pool=False,
+)
 
 NETWORKS = {
   'vgg16': Variant(
@@ -50,18 +57,7 @@ NETWORKS = {
     224,
     1000,
   ),
-  'resnet56_cifar': Variant(
-    partial(
-      resnet.ResNet,
-      block=resnet.BasicBlock,
-      blocks=(9, 9, 9),
-      features=(16, 32, 64),
-      stem_layer=(16, 3, 1),
-      stem_pool=False,
-    ),
-    32,
-    10,
-  ),
+  'resnet56_cifar': Variant(partial(_RESNET_CIFAR, blocks=(9, 9, 9)), 32, 10),
   'mobilenet_v2': Variant(
     partial(
       mobilenet_v2.MobileNetV2,
@@ -88,18 +84,7 @@ NETWORKS = {
   'vgg7_digits': Variant(
     partial(vgg.Vgg, stages=((32, 32), (64, 64), (128, 128)), hidden=()), 8, 10
   ),
-  'resnet8_digits': Variant(
-    partial(
-      resnet.ResNet,
-      block=resnet.BasicBlock,
-      blocks=(1, 1, 1),
-      features=(16, 32, 64),
-      stem_layer=(16, 3, 1),
-      stem_pool=False,
-    ),
-    8,
-    10,
-  ),
+  'resnet8_digits': Variant(partial(_RESNET_CIFAR, blocks=(1, 1, 1)), 8, 10),
   'mobilenet_v2_digits': Variant(
     partial(
       mobilenet_v2.MobileNetV2,
