@@ -1,6 +1,7 @@
 """How a command of ours starts, and how it tells a mistake."""
 
 from collections.abc import Callable, Sequence
+import re
 import sys
 from typing import Any, NoReturn
 
@@ -20,10 +21,13 @@ def run(body: Callable[[Sequence[str]], None]) -> None:
       lines = [lines[0], lines[-1]]
     _give_up(' '.join(lines))
   except Exception as error:  # whatever a config file raises
-    told = str(error).strip('"\'').replace('\\n', '\n').splitlines()
-    if 'Did you mean' in told[-1]:  # ml_collections: no such key
-      told[0] = f"unknown config key '{told[0]}'."
-    _give_up(f'{type(error).__name__}: {" ".join(told)}')
+    told = str(error).replace('\\n', ' ').replace("\\'", "'").strip('\'" ')
+    # This is how ml_collections says that an override's key is not there.
+    unknown = re.fullmatch(r"'?(\w+)'?( Did you mean .*)?", told)
+    if isinstance(error, AttributeError) and unknown:
+      hint = unknown[2] or ' The config file has no such key there.'
+      _give_up(f"unknown config key '{unknown[1]}'.{hint}")
+    _give_up(f'{type(error).__name__}: {told}')
   if len(argv) > 1:
     _give_up(f"unexpected argument '{argv[1]}'; flags are --key=value")
   try:
