@@ -19,6 +19,8 @@ def run(body: Callable[[Sequence[str]], None]) -> None:
     lines = str(error).strip().splitlines()
     if 'Traceback (most recent call last):' in lines:  # of the config file
       lines = [lines[0], lines[-1]]
+      if "No module named 'configs'" in lines[-1]:
+        lines.append("; run this from the project's root")
     _give_up(' '.join(lines))
   except Exception as error:  # whatever a config file raises
     told = str(error).replace('\\n', ' ').replace("\\'", "'").strip('\'" ')
@@ -35,6 +37,9 @@ def run(body: Callable[[Sequence[str]], None]) -> None:
     app.run(body, argv=argv)
   except (errors.UserError, OSError) as error:
     _give_up(error)
+  except KeyboardInterrupt:
+    print('\ninterrupted; the same command goes on from the last epoch')
+    sys.exit(130)
 
 
 def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:

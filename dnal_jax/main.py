@@ -6,6 +6,7 @@ python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
 from collections.abc import Sequence
 import pathlib
 import shlex
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -28,12 +29,11 @@ def main(argv: Sequence[str]) -> None:
   workdir = pathlib.Path(_WORKDIR.value)
   result = train.run(settings.parse(config), config, workdir)
   print(report.closing(result))
-  if result['learned']:
-    print(
-      '\nnext: python -m dnal_jax.summary'
-      f' {shlex.quote(f"--architecture={workdir}/architecture.json")}'
-      f"\n      or, in Python, net, variables = dnal_jax.load('{workdir}')"
-    )
+  architecture = shlex.quote(f'--architecture={workdir}/architecture.json')
+  print(
+    f'\nnext: {sys.executable} -m dnal_jax.summary {architecture}'
+    f"\n      or, in Python, net, variables = dnal_jax.load('{workdir}')"
+  )
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import importlib.util
 import json
+import os
 import pathlib
 import time
 from typing import Any
@@ -136,7 +137,7 @@ def epoch_row(
 ) -> Row:
   """The row of metrics.jsonl for an epoch from the metrics of its steps.
 
-  Losses are means per image in nats, top1 and top5 shares of 1; 'penalty' is
+  Losses are means per image in nats, top1 and top5 shares of 1; 'gate_sum' is
   the sum over all gates of sigmoid(s), 'gates' their census after the epoch.
   """
   return {
@@ -147,7 +148,7 @@ def epoch_row(
     'step': epochs_done * len(steps),
     'loss': sum(float(s['loss']) for s in steps) / images,
     'train_top1': sum(float(s['correct']) for s in steps) / images,
-    'penalty': float(steps[-1]['penalty']),
+    'gate_sum': float(steps[-1]['gate_sum']),
     'validation_loss': validation['loss'],
     'validation_top1': validation['top1'],
     'validation_top5': validation['top5'],
@@ -196,24 +197,23 @@ def result(
 
 def closing(result: Mapping[str, Any]) -> str:
   """The table at the end of a run."""
-  lines = [
-    f'{result["network"]} on {result["dataset"]}, seed {result["seed"]}',
-    '',
-    f'{"":18}{"baseline":>16}{"learned":>16}{"ratio":>9}',
-  ]
-  baseline, learned = result['baseline'], result['learned'] or {}
+  title = '{network} on {dataset}, seed {seed}'.format(**result)
+  baseline, learned = result['baseline'], result['learned']
+  heads = f'{"baseline":>16}{"learned":>16}{"ratio":>9}' if learned else ''
+  lines = [title, '', f'{"":18}{heads}'.rstrip()]
   for key in ('params', 'macs', 'reference_params', 'reference_macs'):
     line = f'{key.replace("_", " "):18}{baseline[key]:>16,}'
-    if key in learned:
+    if learned:
       ratio = baseline[key] / max(learned[key], 1)
       line += f'{learned[key]:>16,}{ratio:>8.1f}x'
     lines.append(line)
-  if result['learned']:
+  if learned:
     gates = result['gates']
     lines.append(f'{"gates":18}{gates["total"]:>16,}{gates["kept"]:>16,}')
   lines.append('')
   for name, value in result['top1'].items():
-    lines.append(f'{"top-1 " + name:18}{percent(value):>16}')
+    if value is not None:
+      lines.append(f'{"top-1 " + name:18}{percent(value):>16}')
   lines.append(f'{"test top-1":18}{percent(result["test_top1"]):>16}')
   lines.append(f'{"test top-5":18}{percent(result["test_top5"]):>16}')
   difference = result['compact_max_abs_diff']
@@ -232,6 +232,7 @@ def _event_writer(workdir: pathlib.Path):
   needed = ('clu', 'tensorflow', 'tensorboard')
   if any(importlib.util.find_spec(name) is None for name in needed):
     return None
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow is talkative
   from clu import metric_writers
 
   return metric_writers.SummaryWriter(str(workdir / 'tensorboard'))

@@ -92,6 +92,15 @@ class Stage:
   prune_below: float | None = None  # on entry, cut channels with gates below
 
   def __post_init__(self):
+    for name, group in self.train.items():
+      if group.lr.schedule == 'cosine':
+        end = group.lr.horizon - group.lr.start
+        if self.epochs > end:
+          raise ValueError(
+            f'epochs is {self.epochs}, but the learning rate of train.{name}'
+            f' is 0 from epoch {end:g} on; set its lr.horizon to'
+            f' {self.epochs + group.lr.start:g} or more'
+          )
     least = 0 if self.prune_below is not None else 1
     if self.epochs < least:
       raise ValueError(

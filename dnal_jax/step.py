@@ -58,7 +58,7 @@ def train_step(
   """One step of any stage: loss = cross-entropy + lambda * penalty.
 
   Metrics 'loss' (the cross-entropy alone) and 'correct' are sums over the
-  batch; 'penalty' is the sum over all gates of sigmoid(s), 'gates' (where the
+  batch; 'gate_sum' is the sum over all gates of sigmoid(s), 'gates' (where the
   stage searches) the census [3] of gate values, both as the step found them.
   """
   tx = stage.optimizer(_flat(state.params, state.logits), steps_per_epoch)
@@ -77,15 +77,15 @@ def train_step(
       variables, batch.image, train=True, mutable=['batch_stats']
     )
     losses = cross_entropy(scores, batch.label)
-    penalty = gating.penalty(logits)
+    gate_sum = gating.penalty(logits)
     metrics = {
       'loss': losses.sum(),
       'correct': (scores.argmax(-1) == batch.label).sum(),
-      'penalty': penalty,
+      'gate_sum': gate_sum,
     }
     if stage.delta_end is not None:
       metrics['gates'] = gating.census(gates)
-    total = losses.mean() + stage.penalty * penalty
+    total = losses.mean() + stage.penalty * gate_sum
     return total, (updated['batch_stats'], metrics)
 
   grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(trained)

@@ -32,7 +32,7 @@ def test_demo_learns_a_small_network(demo):
   assert got['test_top1'] > 0.95
   assert [s['steps'] for s in got['stages']] == [170, 170, 510]
   assert 'reference macs' in printed
-  assert 'next: python -m dnal_jax.summary' in printed
+  assert '-m dnal_jax.summary --architecture=' in printed
   assert len(metrics(workdir)) == 50
 
 

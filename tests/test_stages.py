@@ -109,6 +109,13 @@ def test_values_that_make_no_sense(change, message):
     dataclasses.replace(stage, **change)
 
 
+def test_cosine_that_ends_before_its_stage():
+  lr = LearningRate(0.1, 'cosine', horizon=20.0, start=5.0)
+  Stage('s', 15, {'w': Group('x', lr)})
+  with pytest.raises(ValueError, match='is 0 from epoch 15 on'):
+    Stage('s', 16, {'w': Group('x', lr)})
+
+
 def test_pruning_needs_a_search_before_it():
   warmup = Stage('warmup', 1, {})
   search = Stage('search', 1, {}, delta_end=1e4)

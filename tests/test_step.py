@@ -104,7 +104,7 @@ def test_penalty_pulls_logits_down_by_its_gradient():
     step = jax.jit(partial(train_step, net=net, stage=stage, steps_per_epoch=5))
     state, metrics = step(start(stage, variables), batch)
     moved.append(state.logits)
-    assert float(metrics['penalty']) == 448 / 2
+    assert float(metrics['gate_sum']) == 448 / 2
   difference = jax.tree.map(lambda a, b: a - b, moved[1], moved[0])
   for leaf in jax.tree.leaves(difference):
     np.testing.assert_allclose(leaf, -0.1 * 0.5 / 4, rtol=1e-3)
@@ -148,7 +148,7 @@ def test_golden_step(stage):
   got = (
     float(metrics['loss']),
     int(metrics['correct']),
-    float(metrics['penalty']),
+    float(metrics['gate_sum']),
     total(state.params),
     total(state.logits),
     total(state.batch_stats),

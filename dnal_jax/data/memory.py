@@ -150,6 +150,7 @@ def _write_cache(path: pathlib.Path | None, arrays) -> None:
 
 
 def _read_tfds(name: str, root: str) -> dict[str, np.ndarray]:
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow is talkative
   try:
     import tensorflow_datasets as tfds
   except ImportError as error:
