@@ -41,10 +41,10 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   part.replace(path)
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: str | os.PathLike) -> Any:
   """Raises UserError if the file is missing or is not JSON."""
   try:
-    return json.loads(path.read_text())
+    return json.loads(pathlib.Path(path).read_text())
   except OSError as error:
     raise errors.UserError(
       f"cannot read '{path}' ({error.strerror})"

@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
+import textwrap
 
 from commands import KEYS, ROOT, SHORT, command, metrics, result, succeed
+import jax
 import numpy as np
 import pytest
 
 import dnal_jax
-from dnal_jax import compact, settings
-from dnal_jax.data import batches, memory
+from dnal_jax import compact
 
 
 @pytest.fixture(scope='module')
@@ -46,20 +48,26 @@ def test_finished_run_says_so_and_does_nothing(demo):
 
 @pytest.mark.slow
 def test_loaded_network_is_the_one_that_was_measured(demo):
+  """By the README's own example."""
   workdir, _ = demo
-  net, variables = dnal_jax.load(workdir)
-  told = json.loads((workdir / 'config.json').read_text())
-  assert told['versions']['jax']
-  data = settings.parse(told['config']).data
-  test = memory.load(data).test
-  logits = net.apply(variables, batches.normalise(test.images, data))
-  top1 = float((np.argmax(logits, -1) == test.labels).mean())
-  assert top1 == pytest.approx(result(workdir)['test_top1'], abs=1e-6)
-  counts = compact.count(net, (8, 8, 1))
+  readme = (ROOT / 'README.md').read_text()
+  found = re.search(
+    r'^    import dnal_jax\n.*?^    print.*?$', readme, re.M | re.S
+  )
+  assert found
+  example = textwrap.dedent(found[0]).replace('runs/demo', str(workdir))
+  *lines, last = example.splitlines()
+  names = {}
+  exec('\n'.join(lines), names)
+  top1 = eval(last.removeprefix('print'), names)
+  assert float(top1) == pytest.approx(result(workdir)['test_top1'], abs=1e-6)
+  counts = compact.count(names['net'], (8, 8, 1))
   assert counts.params == result(workdir)['learned']['params']
   assert counts.macs == result(workdir)['learned']['macs']
-  weights = sum(a.size for a in _leaves(variables['params']))
+  weights = sum(a.size for a in _leaves(names['variables']['params']))
   assert weights == counts.params
+  versions = json.loads((workdir / 'config.json').read_text())['versions']
+  assert versions['jax'] == jax.__version__
 
 
 def _leaves(tree):
