@@ -121,7 +121,22 @@ def _check(settings: Settings) -> None:
   shapes = compact.walk(net, settings.image_shape).shapes
   paths = list(trees.flatten({k: shapes[k] for k in ('params', 'gates')}))
   for stage in settings.stages:
-    stage.groups(paths)  # a typo should not wait for its stage
+    _check_groups(stage, paths)
+
+
+def _check_groups(stage: stages.Stage, paths: list[str]) -> None:
+  """A typo in a pattern should not wait for its stage."""
+  trained = stage.groups(paths)
+  trains_gates = any(path.startswith('gates/') for path in trained)
+  told = None
+  if not trained:
+    told = 'has an empty train; name at least one group'
+  elif trains_gates and stage.delta_end is None:
+    told = 'trains gates, which are open without delta_end: set delta_end'
+  elif stage.delta_end is not None and not trains_gates:
+    told = "has delta_end, but no group that matches 'gates/.*': add one"
+  if told:
+    raise errors.UserError(f"stage '{stage.name}' {told}")
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:

@@ -129,8 +129,7 @@ class Stage:
     """{path: group} of what trains in this stage.
 
     Raises:
-      UserError: a pattern matches nothing, two match the same path, or the
-        stage searches and no pattern matches a gate.
+      UserError: a pattern matches nothing, or two match the same path.
     """
     paths = list(paths)
     owner: dict[str, str] = {}
@@ -148,20 +147,6 @@ class Stage:
             f" and '{name}'; make their patterns exclude each other"
           )
         owner[path] = name
-    if not owner:
-      raise errors.UserError(
-        f"stage '{self.name}': train is empty; name at least one group"
-      )
-    trains_gates = any(path.startswith('gates/') for path in owner)
-    if trains_gates != (self.delta_end is not None):
-      raise errors.UserError(
-        f"stage '{self.name}' "
-        + (
-          'trains gates, which are open without delta_end: set delta_end'
-          if trains_gates
-          else "has delta_end, but no group that matches 'gates/.*': add one"
-        )
-      )
     return owner
 
   def optimizer(

@@ -100,7 +100,7 @@ def test_cifar_schedule_continues_where_the_warmup_broke_off():
     ('order', None, 'it must list stages'),
     ('stages', 3, 'it must be {name: stage}'),
     ('stages.warmup', 3, 'it must have the keys name, epochs'),
-    ('stages.warmup.train', {}, 'train is empty'),
+    ('stages.warmup.train', {}, 'has an empty train'),
     ('stages.warmup.train', 3, 'stages.warmup.train is 3; it must be of type'),
     ('stages.warmup.train.weights.momentum', 5.0, 'momentum is 5.0'),
     ('stages.warmup.train.weights.weight_decay', -1.0, 'not be negative'),
