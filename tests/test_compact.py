@@ -121,15 +121,17 @@ def test_cut_network_is_the_gated_network(name):
     )
     ours = jax.jit(partial(measured, net=small, stage=OPEN), **FAST_COMPILE)
     got = ours(cut, logits, images, labels)
+    assert not after.cut_off_by or pattern == 'one site empty'
     for key, value in want.items():
       worst = float(abs(got[key] - value).max())
-      assert worst <= 1e-7 * float(abs(value).max()), f'{pattern}, {key}'
-      assert not after.cut_off_by or pattern == 'one site empty'
-      if key != 'loss' and not after.cut_off_by:
-        # Also relative to what the images make of the logits alone.
-        spread = float(abs(value - value.mean(0)).max())
+      largest = float(abs(value).max())
+      assert worst <= 1e-7 * largest, f'{pattern}, {key}: {worst}'
+      # Logits hardly change with the image where a single channel is left of
+      # each layer; where they do, the difference is small against that, too.
+      spread = float(abs(value - value.mean(0)).max())
+      if key != 'loss' and spread > 1e-9 * largest:
         assert worst <= 1e-5 * spread, f'{pattern}, {key}: {worst}, {spread}'
-        assert spread > 0
+      assert key == 'loss' or pattern != 'half' or spread > 1e-6 * largest
     assert all(np.prod(a.shape) for a in jax.tree.leaves(after.shapes))
 
 

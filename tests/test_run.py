@@ -24,6 +24,7 @@ def demo(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group('demo')
 def test_demo_learns_a_small_network(demo):
   workdir, printed = demo
   got = result(workdir)
@@ -39,6 +40,7 @@ def test_demo_learns_a_small_network(demo):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group('demo')
 def test_finished_run_says_so_and_does_nothing(demo):
   workdir, _ = demo
   files = {f: f.stat().st_mtime_ns for f in workdir.rglob('*')}
@@ -47,6 +49,7 @@ def test_finished_run_says_so_and_does_nothing(demo):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group('demo')
 def test_loaded_network_is_the_one_that_was_measured(demo):
   """By the README's own example."""
   workdir, _ = demo
@@ -95,6 +98,7 @@ def start_and_kill_at(workdir, line):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group('demo')
 def test_killed_runs_end_as_if_undisturbed(demo, tmp_path):
   """Once in each stage, and right after the cut, before and after its first
   checkpoint: what is left at the end is the same to the last digit."""
