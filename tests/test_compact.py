@@ -126,12 +126,14 @@ def test_cut_network_is_the_gated_network(name):
       worst = float(abs(got[key] - value).max())
       largest = float(abs(value).max())
       assert worst <= 1e-7 * largest, f'{pattern}, {key}: {worst}'
+      if key == 'loss':
+        continue
       # Logits hardly change with the image where a single channel is left of
       # each layer; where they do, the difference is small against that, too.
       spread = float(abs(value - value.mean(0)).max())
-      if key != 'loss' and spread > 1e-9 * largest:
+      assert spread > 1e-6 * largest or pattern != 'half'
+      if spread > 1e-9 * largest:
         assert worst <= 1e-5 * spread, f'{pattern}, {key}: {worst}, {spread}'
-      assert key == 'loss' or pattern != 'half' or spread > 1e-6 * largest
     assert all(np.prod(a.shape) for a in jax.tree.leaves(after.shapes))
 
 
