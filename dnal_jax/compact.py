@@ -34,7 +34,7 @@ class Site:
 
   ins: layers.Ids | None  # None: depthwise, an output reads its own channel
   outs: layers.Ids
-  in_gate: str | None
+  in_gates: tuple[str, ...]
   out_gate: str | None
   kernel: int
   positions: int  # output pixels of one image
@@ -149,7 +149,8 @@ def reference_counts(whole: Walk, keep: layers.Keep) -> tuple[int, int]:
   over the full network and the channels kept.
 
   A gated layer counts only its gate's open channels as outputs; its inputs are
-  those of the gate that wrote last (of a residual sum, the branch's). Layers
+  those of the gate that wrote last (of a residual sum, the branch's; of a sum
+  of candidates, ours: those that any of their gates has open). Layers
   without a gate count whole, except the classifier's inputs. BatchNorm adds
   two parameters and, like a bias, one operation per output channel (not per
   pixel); BatchNorms of linear layers are left out.
@@ -159,9 +160,12 @@ def reference_counts(whole: Walk, keep: layers.Keep) -> tuple[int, int]:
     masked = site.out_gate is not None or path.startswith('head/')
     n_in = 1 if site.ins is None else len(site.ins)
     n_out = len(site.outs)
-    if masked and site.ins is not None and site.in_gate is not None:
-      gate = whole.gates[site.in_gate]
-      n_in = n_in * len(keep.get(site.in_gate, gate)) // len(gate)
+    if masked and site.ins is not None and site.in_gates:
+      have, left = (
+        len(set().union(*(ids[gate] for gate in site.in_gates)))
+        for ids in (whole.gates, {**whole.gates, **keep})
+      )
+      n_in = n_in * left // have
     if site.out_gate is not None:
       n_out = len(keep.get(site.out_gate, whole.gates[site.out_gate]))
     weights = site.kernel**2 * n_in * n_out
@@ -212,8 +216,8 @@ def _site(layer, m: layers.Features, out: layers.Features) -> Site:
   return Site(
     ins=None if is_conv and layer.depthwise else m.ids,
     outs=out.ids,
-    in_gate=m.gate,
-    out_gate=out.gate,
+    in_gates=m.gates,
+    out_gate=next(iter(out.gates), None),
     kernel=layer.kernel if is_conv else 1,
     positions=out.x.shape[1] * out.x.shape[2] if is_conv else 1,
     bias=layer.bias if is_conv else True,

@@ -5,6 +5,9 @@ the unpruned network, for life: a layer told to produce the ids (0, 3) is the
 full layer with all other channels cut away. The same network definition thus
 serves the full, the gated and the compact form, and each feature map knows
 exactly which channels it still has (our design; no counterpart in the paper).
+
+Layers compute in the dtype of the images they are given, with parameters and
+BatchNorm statistics in float32; `Head` gives logits in float32 or better.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +22,7 @@ import jax.numpy as jnp
 
 from dnal_jax import conv
 
+Initializer = jax.nn.initializers.Initializer
 Ids = tuple[int, ...]
 Keep = Mapping[str, Ids]  # path of a gate -> channels that survive; {} is all
 NO_KEEP: Keep = FrozenDict()
@@ -37,8 +41,8 @@ class Features:
 
   x: jax.Array  # [B, H, W, len(ids)], or [B, len(ids)] after `flatten`
   ids: Ids
-  # The gate that wrote x last; after `add`, the one of the first summand.
-  gate: str | None = None
+  # Paths of the gates that wrote x last; after `add`, of all its branches.
+  gates: tuple[str, ...] = ()
   # Gates without any channel that keep the image from reaching x.
   closed: tuple[str, ...] = ()
 
@@ -66,21 +70,29 @@ class ConvBn(nn.Module):
     n = len(self.width.ids)
     out_shape = (b, -(-h // self.stride), -(-w // self.stride), n)
     x = jnp.zeros(out_shape, m.x.dtype)
+    gates = () if self.width.gate is None else (self.width.gate,)
     if not n:
-      return Features(x, (), self.width.gate, m.closed)
+      return Features(x, (), gates, m.closed)
     if c:
       shape = (self.kernel, self.kernel, 1 if self.depthwise else c, n)
       kernel = self.param('kernel', _he_fan_out, shape, jnp.float32)
-      x = conv.conv2d(m.x, kernel, stride=self.stride, depthwise=self.depthwise)
+      x = conv.conv2d(
+        m.x,
+        kernel.astype(x.dtype),
+        stride=self.stride,
+        depthwise=self.depthwise,
+      )
     if self.bias:
-      x = x + self.param('bias', nn.initializers.zeros, (n,), jnp.float32)
+      bias = self.param('bias', nn.initializers.zeros, (n,), jnp.float32)
+      x = x + bias.astype(x.dtype)
     x = nn.BatchNorm(
       use_running_average=not self.train,
       momentum=0.9,
       epsilon=self.epsilon,
+      dtype=x.dtype,
       name='bn',
     )(x)
-    return Features(x, self.width.ids, self.width.gate, m.closed)
+    return Features(x, self.width.ids, gates, m.closed)
 
 
 class Gate(nn.Module):
@@ -92,32 +104,35 @@ class Gate(nn.Module):
   @nn.compact
   def __call__(self, m: Features) -> Features:
     path = '/'.join(self.path)
-    if m.gate != path:
+    if m.gates != (path,):
       raise ValueError(
-        f"gate '{path}' stands behind a layer of width {m.gate!r}: give that"
+        f"gate '{path}' stands behind a layer of width {m.gates!r}: give that"
         f" layer the width gated(self, '{self.name}', ...)"
       )
     if not m.ids:
       return dataclasses.replace(m, closed=(*m.closed, path))
     g = self.variable('gates', 'g', jnp.ones, (len(m.ids),), jnp.float32)
-    return dataclasses.replace(m, x=m.x * g.value)
+    return dataclasses.replace(m, x=m.x * g.value.astype(m.x.dtype))
 
 
 class Dense(nn.Module):
   """Linear layer with bias. Its outputs are never cut."""
 
   features: int
+  init: Initializer = nn.initializers.normal(0.01)
 
   @nn.compact
   def __call__(self, m: Features) -> Features:
     n = len(m.ids)
     x = jnp.zeros((m.x.shape[0], self.features), m.x.dtype)
     if n:
-      init = nn.initializers.normal(0.01)
-      x = m.x @ self.param('kernel', init, (n, self.features), jnp.float32)
-    x = x + self.param(
+      shape = (n, self.features)
+      kernel = self.param('kernel', self.init, shape, jnp.float32)
+      x = m.x @ kernel.astype(x.dtype)
+    bias = self.param(
       'bias', nn.initializers.zeros, (self.features,), jnp.float32
     )
+    x = x + bias.astype(x.dtype)
     return Features(x, tuple(range(self.features)), closed=m.closed)
 
 
@@ -127,19 +142,23 @@ class Head(nn.Module):
   classes: int
   hidden: tuple[int, ...] = ()
   train: bool = False
+  init: Initializer = nn.initializers.normal(0.01)
 
   @nn.compact
   def __call__(self, m: Features) -> jax.Array:  # [B, classes] float32
     for i, features in enumerate(self.hidden, 1):
-      m = Dense(features, name=f'fc{i}')(m)
+      m = Dense(features, self.init, name=f'fc{i}')(m)
       norm = nn.BatchNorm(
         use_running_average=not self.train,
         momentum=0.9,
         epsilon=1e-5,
+        dtype=m.x.dtype,
         name=f'bn{i}',
       )
       m = act(lambda x, norm=norm: nn.relu(norm(x)), m)
-    return Dense(self.classes, name='logits')(m).x
+    # A softmax over logits of 8 bits would see classes tie.
+    m = act(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), m)
+    return Dense(self.classes, self.init, name='logits')(m).x
 
 
 def gated(module: nn.Module, gate: str, n: int) -> Width:
@@ -205,16 +224,17 @@ def flatten(m: Features, channels: int) -> Features:
   return dataclasses.replace(m, x=m.x.reshape(b, h * w * n), ids=ids)
 
 
-def add(branch: Features, *others: Features) -> Features:
+def add(*branches: Features, shortcut: Features | None = None) -> Features:
   """Sum of maps that may lack different channels; a lacking one is zero."""
-  maps = (branch, *others)
+  maps = branches if shortcut is None else (*branches, shortcut)
   ids = tuple(sorted(set().union(*(m.ids for m in maps))))
   x = sum(select(m, ids).x for m in maps if m.ids or not ids)
+  gates = tuple(gate for m in branches for gate in m.gates)
   seen = any(not m.closed for m in maps)
   closed = (
     () if seen else tuple(dict.fromkeys(c for m in maps for c in m.closed))
   )
-  return Features(jnp.asarray(x), ids, branch.gate, closed)
+  return Features(jnp.asarray(x), ids, gates, closed)
 
 
 def select(m: Features, ids: Ids) -> Features:

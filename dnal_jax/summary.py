@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dnal_jax import cli, compact, errors, folder, models, settings
+from dnal_jax.models import proxyless
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
 _NETWORK = flags.DEFINE_string('network', None, 'Name of a network.')
@@ -44,6 +45,8 @@ def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
   return {
     'image_shape': list(image_shape),
     'layers': rows,
+    # Of a supernet, the candidates that are left in each block.
+    'blocks': proxyless.survivors(before.gates, after.gates),
     'gates': {
       'total': sum(map(len, before.gates.values())),
       'kept': sum(map(len, after.gates.values())),
@@ -65,6 +68,9 @@ def table(summary: dict[str, Any]) -> str:
     line += f'{row["macs"]:>16,}'
     lines.append(line + (f'{row["learned_macs"]:>16,}' if learned else ''))
   lines.append('')
+  for block, names in summary['blocks'].items() if learned else ():
+    lines.append(f'{block}: {", ".join(names) or "its shortcut alone"}')
+  lines += [''] * bool(learned and summary['blocks'])
   for key, value in summary['baseline'].items():
     line = f'{key.replace("_", " "):44}{value:>16,}'
     lines.append(line + (f'{learned[key]:>16,}' if learned else ''))

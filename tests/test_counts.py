@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dnal_jax import compact, models
+from dnal_jax.models import proxyless
 
 ROOT = pathlib.Path(__file__).parent.parent
 # params, macs, reference params, reference macs, gated channels, gates. The
@@ -38,8 +39,17 @@ PUBLISHED = {
     *(2_296_922, 91_154_944, 2_296_922, 91_172_498),
     *(9_920, 35),
   ),
+  'proxyless': (
+    *(16_034_168, 2_260_347_776, 16_034_168, 2_260_456_600),
+    *(60_704, 255),
+  ),
 }
-OURS = {'vgg7_digits', 'resnet8_digits', 'mobilenet_v2_digits'}
+OURS = {
+  'vgg7_digits',
+  'resnet8_digits',
+  'mobilenet_v2_digits',
+  'proxyless_digits',
+}
 
 
 def build(name, **kwargs):
@@ -84,9 +94,11 @@ def summary(*flags):
     ('--config=configs/vgg16_cifar10.py', 'vgg16_cifar'),
     ('--config=configs/resnet56_cifar10.py:baseline', 'resnet56_cifar'),
     ('--config=configs/mbv2_cifar10.py', 'mobilenet_v2_cifar'),
-    ('--network=vgg16', 'vgg16'),
-    ('--network=resnet50', 'resnet50'),
-    ('--network=mobilenet_v2', 'mobilenet_v2'),
+    ('--config=configs/vgg16_imagenet.py', 'vgg16'),
+    ('--config=configs/resnet50_imagenet.py', 'resnet50'),
+    ('--config=configs/mbv2_imagenet.py', 'mobilenet_v2'),
+    ('--config=configs/proxyless_imagenet.py', 'proxyless'),
+    ('--network=proxyless', 'proxyless'),
   ],
 )
 def test_summary_gives_them(flag, name):
@@ -131,3 +143,34 @@ def test_reference_count_by_hand():
   macs = 9 * 2 * 64 + 36 * 64 + 36 * (16 + 16 + 4 + 4) + 2 * 10
   assert counts.macs == macs
   assert counts.reference_macs == macs + 6 * 2 * 2 + 10
+
+
+def test_reference_count_of_a_sum_takes_what_any_candidate_has_open():
+  """Two candidates of the first block open channels (0, 1) and (1, 2), and
+  its shortcut is ignored: the next block's layers read three channels."""
+  net = models.get('proxyless_digits').build(classes=10)
+  whole = compact.walk(net, (8, 8, 1))
+  keep = {gate: () for gate in whole.gates}
+  keep |= {'block1_2/3x3_e3/out': (0, 1), 'block1_2/7x7_e6/out': (1, 2)}
+  keep |= {'block2_1/5x5_e3/hidden': (0,)}
+  params, _ = compact.reference_counts(whole, keep)
+  norms = 2 * (2 + 2 + 1 + 1)  # of the two `out`, an expansion, its depthwise
+  assert params == 3 + 25 + norms + 10  # expansion, depthwise, the logits' bias
+
+
+def test_summary_says_which_candidates_survive():
+  before = {
+    f'block3_1/{name}/{gate}': range(n)
+    for name, n in (('3x3_e3', 120), ('5x5_e6', 240), ('7x7_e3', 120))
+    for gate, n in (('hidden', n), ('out', 40))
+  }
+  before |= {'block3_2/3x3_e3/hidden': (0, 1), 'block3_2/3x3_e3/out': (0, 1)}
+  after = {
+    'block3_1/3x3_e3/hidden': range(40),
+    'block3_1/3x3_e3/out': (7,),
+    'block3_1/7x7_e3/out': (3,),
+  }
+  assert proxyless.survivors(before, after) == {
+    'block3_1': ['3x3 e3 40/120', '7x7 e3 0/120'],
+    'block3_2': [],
+  }

@@ -5,9 +5,11 @@ from functools import partial
 from typing import NamedTuple
 
 from dnal_jax import errors
-from dnal_jax.models import mobilenet_v2, resnet, vgg
+from dnal_jax.models import mobilenet_v2, proxyless, resnet, vgg
 
-Network = vgg.Vgg | resnet.ResNet | mobilenet_v2.MobileNetV2
+Network = (
+  vgg.Vgg | resnet.ResNet | mobilenet_v2.MobileNetV2 | proxyless.Proxyless
+)
 
 
 class Variant(NamedTuple):
@@ -80,6 +82,21 @@ NETWORKS = {
     32,
     10,
   ),
+  'proxyless': Variant(
+    partial(
+      proxyless.Proxyless,
+      stages=(
+        (24, 4, 2),
+        (40, 4, 2),
+        (80, 4, 2),
+        (96, 4, 1),
+        (192, 4, 2),
+        (320, 1, 1),
+      ),
+    ),
+    224,
+    1000,
+  ),
   # Small enough to learn 8x8 digits in a minute on a CPU.
   'vgg7_digits': Variant(
     partial(vgg.Vgg, stages=((32, 32), (64, 64), (128, 128)), hidden=()), 8, 10
@@ -97,6 +114,9 @@ NETWORKS = {
     ),
     8,
     10,
+  ),
+  'proxyless_digits': Variant(
+    partial(proxyless.Proxyless, stages=((16, 2, 2), (24, 1, 1))), 8, 10
   ),
 }
 

@@ -6,6 +6,9 @@ depthwise convolution and decides over the expansion that feeds it as well
 projection; `last` behind the last 1x1 convolution.
 """
 
+from functools import partial
+from typing import Literal
+
 from flax import linen as nn
 import jax
 
@@ -15,42 +18,33 @@ from dnal_jax import layers
 class InvertedResidual(nn.Module):
   """Expand 1x1, depthwise, project 1x1 without activation (their Fig. 4)."""
 
-  inputs: int
   hidden: int
   features: int
   stride: int
   expand: bool  # False: the depthwise convolution reads the block's input
-  shortcut_conv: bool  # at stride 1 between unequal widths; None at stride 2
+  shortcut: Literal['none', 'identity', 'conv']
   keep: layers.Keep
   train: bool
   kernel: int = 3
+  epsilon: float = 1e-5
 
   @nn.compact
   def __call__(self, m: layers.Features) -> layers.Features:
     hidden, out = layers.chain(self, hidden=self.hidden, out=self.features)
+    conv = partial(layers.ConvBn, train=self.train, epsilon=self.epsilon)
     y = m
     if self.expand:
-      y = layers.ConvBn(hidden, 1, train=self.train, name='expand')(y)
-      y = layers.act(nn.relu6, y)
-    y = layers.ConvBn(
-      hidden,
-      self.kernel,
-      self.stride,
-      depthwise=True,
-      train=self.train,
-      name='depthwise',
+      y = layers.act(nn.relu6, conv(hidden, 1, name='expand')(y))
+    y = conv(
+      hidden, self.kernel, self.stride, depthwise=True, name='depthwise'
     )(y)
     y = layers.act(nn.relu6, layers.Gate(name='hidden')(y))
-    y = layers.ConvBn(out, 1, train=self.train, name='project')(y)
-    y = layers.Gate(name='out')(y)
-    if self.stride == 1 and self.inputs == self.features:
-      return layers.add(y, m)
-    if self.stride == 1 and self.shortcut_conv:
-      m = layers.ConvBn(
-        layers.full(self.features), 1, train=self.train, name='shortcut'
-      )(m)
-      return layers.add(y, m)
-    return y
+    y = layers.Gate(name='out')(conv(out, 1, name='project')(y))
+    if self.shortcut == 'none':
+      return y
+    if self.shortcut == 'conv':
+      m = conv(layers.full(self.features), 1, name='shortcut')(m)
+    return layers.add(y, shortcut=m)
 
 
 class MobileNetV2(nn.Module):
@@ -61,7 +55,7 @@ class MobileNetV2(nn.Module):
   stages: tuple[tuple[int, int, int, int], ...]
   stem_stride: int
   expand_all: bool  # blocks of expansion 1 have an expansion convolution too
-  shortcut_conv: bool
+  shortcut_conv: bool  # at stride 1 between unequal widths; else none there
   stem_channels: int = 32
   last_channels: int = 1280
   width: float = 1.0  # multiplies every width but `classes`
@@ -75,12 +69,17 @@ class MobileNetV2(nn.Module):
       side *= stride
     return side
 
+  def _shortcut(self, inputs: int, features: int, stride: int):
+    if stride == 1 and inputs == features:
+      return 'identity'
+    return 'conv' if stride == 1 and self.shortcut_conv else 'none'
+
   def _first_block_alone_reads(self, stem: int) -> bool:
     """Whether the stem feeds one depthwise convolution and no shortcut."""
     expansion, channels, _, stride = self.stages[0]
     features = layers.scaled(channels, self.width)
-    shortcut = stride == 1 and (self.shortcut_conv or stem == features)
-    return expansion == 1 and not self.expand_all and not shortcut
+    shortcut = self._shortcut(stem, features, stride)
+    return expansion == 1 and not self.expand_all and shortcut == 'none'
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -96,13 +95,13 @@ class MobileNetV2(nn.Module):
     for i, (expansion, channels, blocks, stride) in enumerate(self.stages, 1):
       features = layers.scaled(channels, self.width)
       for j in range(1, blocks + 1):
+        first = stride if j == 1 else 1
         m = InvertedResidual(
-          inputs,
           hidden=expansion * inputs,
           features=features,
-          stride=stride if j == 1 else 1,
+          stride=first,
           expand=self.expand_all or expansion != 1,
-          shortcut_conv=self.shortcut_conv,
+          shortcut=self._shortcut(inputs, features, first),
           keep=self.keep,
           train=train,
           name=f'block{i}_{j}',

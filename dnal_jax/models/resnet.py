@@ -29,7 +29,8 @@ class BasicBlock(nn.Module):
     y = layers.Gate(name='out')(y)
     shift = (self.features - self.inputs) // 2
     return layers.act(
-      nn.relu, layers.add(y, layers.subsample(m, self.stride, shift))
+      nn.relu,
+      layers.add(y, shortcut=layers.subsample(m, self.stride, shift)),
     )
 
 
@@ -64,7 +65,7 @@ class Bottleneck(nn.Module):
         train=self.train,
         name='downsample',
       )(m)
-    return layers.act(nn.relu, layers.add(y, m))
+    return layers.act(nn.relu, layers.add(y, shortcut=m))
 
 
 class ResNet(nn.Module):
