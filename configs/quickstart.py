@@ -13,10 +13,8 @@ from configs import recipe
 
 
 def get_config(variant: str = '') -> ConfigDict:
-  config = ConfigDict()
-  config.seed = 0
-  config.network = ConfigDict({'name': 'vgg7_digits', 'width': 1.0})
-  config.data = ConfigDict(
+  config = recipe.new(
+    'vgg7_digits',
     {
       'name': 'digits',
       'image': 8,
@@ -26,7 +24,7 @@ def get_config(variant: str = '') -> ConfigDict:
       'validation': 297,
       'crop_pad': 1,
       'flip': False,  # a mirrored digit is no digit
-    }
+    },
   )
   config.batch_size = 64
   config.eval_batch_size = 256
@@ -34,7 +32,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.penalty = 0.035  # lambda
   config.order = recipe.order(variant)
   config.stages = recipe.stages(
-    penalty=config.get_ref('penalty'),
+    config,
     weight_decay=5e-4,
     warmup=(10, recipe.cosine(0.05, horizon=20)),
     search=10,

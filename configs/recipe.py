@@ -10,12 +10,30 @@ gates and classifier, delta growing to 1e4, and the threshold 0.9.
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def new(network: str, data: Mapping[str, Any]) -> ConfigDict:
+  """What every run has; what the paper does not use is off."""
+  return ConfigDict(
+    {
+      'seed': 0,
+      'network': {'name': network, 'width': 1.0},
+      'data': data,
+      'tensorboard': True,
+      'checkpoint_steps': placeholder(int),  # none: after each epoch only
+      'compute_dtype': 'float32',  # or 'bfloat16'; parameters stay float32
+      'label_smoothing': 0.0,
+      'ema': 0.0,  # decay of an average of the weights, which is handed on
+      'nesterov': False,
+    }
+  )
 
 
 def stages(
+  config: ConfigDict,  # of `new`, with the penalty (lambda)
   *,
-  penalty: FieldReference,  # lambda
   weight_decay: float,
   warmup: tuple[int, Mapping[str, Any]],  # epochs, learning rate
   search: int,  # epochs
@@ -24,14 +42,20 @@ def stages(
 ) -> ConfigDict:
   """Every stage by name; `config.order` says which are run."""
 
-  def weights(lr):
+  def trained(epochs, lr):
     return {
-      'weights': {
-        'match': 'params/.*',
-        'momentum': 0.9,
-        'weight_decay': weight_decay,
-        'lr': dict(lr),
-      }
+      'epochs': epochs,
+      'label_smoothing': config.get_ref('label_smoothing'),
+      'ema': config.get_ref('ema'),
+      'train': {
+        'weights': {
+          'match': 'params/.*',
+          'momentum': 0.9,
+          'nesterov': config.get_ref('nesterov'),
+          'weight_decay': weight_decay,
+          'lr': dict(lr),
+        }
+      },
     }
 
   def constant(match):
@@ -44,22 +68,19 @@ def stages(
 
   return ConfigDict(
     {
-      'warmup': {'epochs': warmup[0], 'train': weights(warmup[1])},
+      'warmup': trained(*warmup),
       'search': {
         'epochs': search,
         'delta_end': 1e4,
-        'penalty': penalty,
+        'penalty': config.get_ref('penalty'),
+        'label_smoothing': config.get_ref('label_smoothing'),
         'train': {
           'gates': constant('gates/.*'),
           'head': constant('params/head/.*'),
         },
       },
-      'finetune': {
-        'epochs': finetune[0],
-        'prune_below': 0.9,
-        'train': weights(finetune[1]),
-      },
-      'baseline': {'epochs': baseline[0], 'train': weights(baseline[1])},
+      'finetune': {**trained(*finetune), 'prune_below': 0.9},
+      'baseline': trained(*baseline),
     }
   )
 
@@ -82,3 +103,8 @@ def cosine(base: float, horizon: float, start: float = 0.0) -> dict[str, Any]:
     'horizon': float(horizon),
     'start': float(start),
   }
+
+
+def steps(base: float, *drops: float) -> dict[str, Any]:
+  """A learning rate that is divided by 10 after each of `drops` epochs."""
+  return {'schedule': 'steps', 'base': base, 'drops': drops}

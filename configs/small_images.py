@@ -38,10 +38,8 @@ def fashion_mnist(
 
 
 def _config(network, weight_decay, data, variant) -> ConfigDict:
-  config = ConfigDict()
-  config.seed = 0
-  config.network = ConfigDict({'name': network, 'width': 1.0})
-  config.data = ConfigDict(
+  config = recipe.new(
+    network,
     {
       **data,
       'image': 32,
@@ -51,17 +49,16 @@ def _config(network, weight_decay, data, variant) -> ConfigDict:
       'flip': True,
       'dir': placeholder(str),  # none: TFDS_DATA_DIR
       'train_limit': placeholder(int),  # none: all images
-    }
+    },
   )
   config.batch_size = 128
   config.eval_batch_size = 500
-  config.tensorboard = True
   # lambda: the largest of the paper's seven values, 1e-5 to 5e-4, at which its
   # three CIFAR networks stay within 1 point of their baselines.
   config.penalty = 1e-4
   config.order = recipe.order(variant)
   config.stages = recipe.stages(
-    penalty=config.get_ref('penalty'),
+    config,
     weight_decay=weight_decay,
     warmup=(60, recipe.cosine(0.1, horizon=120)),
     search=10,

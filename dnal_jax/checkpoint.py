@@ -20,6 +20,8 @@ class Position:
 
   stage: int = 0
   epoch: int = 0  # of that stage, done
+  step: int = 0  # of the epoch, done
+  sums: dict[str, float] = dataclasses.field(default_factory=dict)  # over them
   keep: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
   stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   top1: dict[str, float | None] = dataclasses.field(
@@ -28,6 +30,7 @@ class Position:
     )
   )
   compact_max_abs_diff: float | None = None
+  broken: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
   def begin_stage(self, name: str, epochs: int, steps: int) -> None:
     """Adds the entry of a stage to the result; an epoch fills it in."""
@@ -40,6 +43,24 @@ class Position:
         'train_loss': None,
       }
     )
+
+  def add(self, steps: list[dict[str, Any]], seconds: float) -> None:
+    """Counts in the metrics of steps that were done, one after the other, so
+    that the sums are the same wherever a run was interrupted."""
+    sums = self.sums or {'loss': 0.0, 'correct': 0.0, 'seconds': 0.0}
+    for metrics in steps:
+      sums['loss'] += float(metrics['loss'])
+      sums['correct'] += float(metrics['correct'])
+    sums['seconds'] += seconds
+    sums['gate_sum'] = float(steps[-1]['gate_sum'])
+    self.sums = sums
+    self.step += len(steps)
+
+  def end_epoch(self) -> dict[str, float]:
+    """The sums over the epoch that is done; the next begins."""
+    sums, self.sums = self.sums, {}
+    self.epoch, self.step = self.epoch + 1, 0
+    return sums
 
   @classmethod
   def from_json(cls, value: dict[str, Any]) -> 'Position':

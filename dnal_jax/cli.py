@@ -33,7 +33,7 @@ def run(body: Callable[[Sequence[str]], None]) -> None:
   if len(argv) > 1:
     _give_up(f"unexpected argument '{argv[1]}'; flags are --key=value")
   try:
-    logging.set_verbosity(logging.WARNING)  # orbax is talkative
+    logging.set_verbosity(logging.ERROR)  # orbax and tfds are talkative
     app.run(body, argv=argv)
   except (errors.UserError, OSError) as error:
     _give_up(error)

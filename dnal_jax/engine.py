@@ -1,28 +1,21 @@
-"""The compiled functions of a stage, over a data set that lies on the device.
+"""The compiled functions of a stage, and the loop that calls them."""
 
-N images, H height, W width, C channels.
-"""
-
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 import math
 from typing import Any, NamedTuple
 
 import jax
 
 from dnal_jax import errors, gating, step
-from dnal_jax.data import Data, batches, memory
+from dnal_jax.data.sources import Source
 from dnal_jax.stages import Stage
 
 
 class Compiled(NamedTuple):
   """What a stage runs, each compiled once."""
 
-  # (state, images [N, H, W, C] uint8, labels [N] int32, order [N] int32)
-  # -> (state, metrics). The state given is used up.
+  # (state, inputs of the source) -> (state, metrics). Uses up the state given.
   step: Callable[..., tuple[step.State, dict[str, jax.Array]]]
-  # (epoch of the run, N) -> order [N] int32 in which the epoch sees images
-  order: Callable[[int, int], jax.Array]
   # (logits, epoch of the stage) -> gate values, their census [3] int32
   gates: Callable[[Any, int], tuple[Any, jax.Array]]
 
@@ -30,41 +23,29 @@ class Compiled(NamedTuple):
 def compile_stage(
   net: Any,
   stage: Stage,
-  data: Data,
+  source: Source,
   *,
-  seed: int,
-  batch_size: int,
-  steps_per_epoch: int,
-  first_epoch: int,  # of the stage, in the run
+  dtype: str,  # in which the network computes
+  first_step: int,  # of the stage, in the run
 ) -> Compiled:
   """Every batch is a function of the seed and the run's step alone, so the
   state is all that a checkpoint must hold."""
 
-  def train(state, images, labels, order):
-    batch = batches.train_batch(
-      images,
-      labels,
-      order,
-      first_epoch * steps_per_epoch + state.step,
-      state.step % steps_per_epoch,
-      seed=seed,
-      batch_size=batch_size,
-      data=data,
-    )
+  def train(state, inputs):
+    batch = source.train_batch(inputs, first_step + state.step)
     return step.train_step(
-      state, batch, net=net, stage=stage, steps_per_epoch=steps_per_epoch
+      state,
+      batch._replace(image=batch.image.astype(dtype)),
+      net=net,
+      stage=stage,
+      steps_per_epoch=source.steps_per_epoch,
     )
 
   def gates(logits, epoch):
     values = stage.gates(logits, epoch)
     return values, gating.census(values)
 
-  order = partial(batches.epoch_order, seed)
-  return Compiled(
-    jax.jit(train, donate_argnums=0),
-    jax.jit(order, static_argnums=1),
-    jax.jit(gates),
-  )
+  return Compiled(jax.jit(train, donate_argnums=0), jax.jit(gates))
 
 
 def check_finite(loss: float, stage: Stage, epoch: int) -> None:
@@ -82,23 +63,21 @@ def check_finite(loss: float, stage: Stage, epoch: int) -> None:
     )
 
 
-def train_epoch(
+def train(
   stage: Compiled,
   state: step.State,
-  split: memory.Split,
+  inputs: Iterator[Any],
   *,
-  epoch: int,  # of the run
   steps: int,
   told: Callable[[dict[str, jax.Array]], None],
 ) -> tuple[step.State, list[dict[str, Any]]]:
-  """The state after an epoch, and the metrics of its steps as numpy.
+  """The state after some steps, and their metrics as numpy.
 
   `told` gets each step's metrics while they are still being computed.
   """
-  order = stage.order(epoch, len(split.labels))
   metrics = []
   for _ in range(steps):
-    state, of_step = stage.step(state, *split, order)
+    state, of_step = stage.step(state, next(inputs))
     metrics.append(of_step)
     told(of_step)
   return state, jax.device_get(metrics)

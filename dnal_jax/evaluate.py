@@ -1,82 +1,91 @@
 """Accuracy on a split, and whether two networks are the same function."""
 
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dnal_jax import compact, step
-from dnal_jax.data import Data, batches, memory
+from dnal_jax.data.sources import Source
 
 # Largest difference of logits, relative to the largest logit, that rounding
 # explains (float32; seen: below 1e-5).
 _TOLERANCE = 1e-4
 
 
-class Evaluator:
-  """Evaluates networks on whole splits that lie on the device."""
+Pair = tuple[Any, Any]  # a network and its variables
 
-  def __init__(self, data: Data, batch_size: int):
-    self._batch = partial(batches.eval_batch, batch_size=batch_size, data=data)
-    self._batch_size = batch_size
-    self.normalise = partial(batches.normalise, data=data)
+
+class Comparison(NamedTuple):
+  """A hard-gated network beside the one that was cut from it."""
+
+  gated_top1: float  # on the split; shares of 1
+  cut_top1: float
+  max_abs_diff: float  # between their logits
+
+
+class Evaluator:
+  """Evaluates networks, in float32, on whole splits of a source."""
+
+  def __init__(self, source: Source):
+    self.source = source
     self._compiled = jax.jit(self._one, static_argnums=0)
 
-  def _one(self, net: Any, variables, images, labels, start):
-    batch = self._batch(images, labels, start)
-    return step.eval_step(variables, batch, net=net)
+  def _one(self, net: Any, variables, inputs):
+    batch = self.source.eval_batch(inputs)
+    return *step.eval_step(variables, batch, net=net), batch.weight
 
-  def __call__(
-    self, net: Any, variables: Any, split: memory.Split
-  ) -> dict[str, float]:
+  def __call__(self, net: Any, variables: Any, split: str) -> dict[str, float]:
     """Mean loss (nats), top1 and top5 (shares of 1) over the split."""
-    sums = jax.device_get(
+    return _means(
       [
-        self._compiled(net, variables, *split, start)[0]
-        for start in range(0, len(split.labels), self._batch_size)
+        self._compiled(net, variables, inputs)[0]
+        for inputs in self.source.eval_inputs(split)
       ]
     )
-    total = {key: sum(float(s[key]) for s in sums) for key in sums[0]}
-    images = total.pop('images')
-    return {key: value / images for key, value in total.items()}
 
-  def logits(
-    self, net: Any, variables: Any, split: memory.Split
-  ) -> np.ndarray:  # [N, classes] float32
-    """Logits of every image of the split, in order."""
-    starts = range(0, len(split.labels), self._batch_size)
-    scores = [
-      np.asarray(self._compiled(net, variables, *split, start)[1])
-      for start in starts
-    ]
-    return np.concatenate(scores)[: len(split.labels)]
+  def compare(self, gated: Pair, cut: Pair, split: str) -> Comparison:
+    """The two networks on every image.
+
+    Raises:
+      RuntimeError: their logits differ by more than rounding; names the first
+        gate that differs.
+    """
+    sums, worst, largest = ([], []), 0.0, 0.0
+    # GPUs and TPUs multiply float32 in fewer bits by default; a difference of
+    # rounding would look like one of functions.
+    with jax.default_matmul_precision('highest'):
+      for inputs in self.source.eval_inputs(split):
+        (of_gated, a, weight), (of_cut, b, _) = (
+          self._compiled(*pair, inputs) for pair in (gated, cut)
+        )
+        sums[0].append(of_gated)
+        sums[1].append(of_cut)
+        seen = np.asarray(weight) > 0
+        a, b = np.asarray(a)[seen], np.asarray(b)[seen]
+        # Of numpy, because Python's max forgets a NaN.
+        worst = float(np.max(abs(a - b), initial=worst))
+        largest = float(np.max(abs(a), initial=largest))
+    if not worst <= _TOLERANCE * largest:  # true for NaN too
+      gate = self._first(gated, cut, split)
+      raise RuntimeError(
+        f'the cut network differs from the hard-gated one by {worst} (logits'
+        f' up to {largest}), first behind gate {gate}; the run stays uncut'
+      )
+    gated_top1, cut_top1 = (_means(s)['top1'] for s in sums)
+    return Comparison(gated_top1, cut_top1, worst)
+
+  def _first(self, gated: Pair, cut: Pair, split: str) -> str | None:
+    """The first gate behind which the networks differ, on a few images."""
+    inputs = next(iter(self.source.eval_inputs(split)))
+    images = self.source.eval_batch(inputs).image[:8]
+    with jax.default_matmul_precision('highest'):
+      return compact.first_difference(*gated, *cut, images, _TOLERANCE)
 
 
-def same_function(
-  evaluate: Evaluator,
-  gated: tuple[Any, Any],
-  small: tuple[Any, Any],
-  split: memory.Split,
-) -> float:
-  """Largest absolute difference between the logits of a hard-gated and a cut
-  network, each given as (net, variables), over the split.
-
-  Raises:
-    RuntimeError: it is more than rounding; names the first gate that differs.
-  """
-  # GPUs and TPUs multiply float32 in fewer bits by default; a difference of
-  # rounding would look like one of functions.
-  with jax.default_matmul_precision('highest'):
-    a, b = (evaluate.logits(*pair, split) for pair in (gated, small))
-  worst, largest = float(abs(a - b).max()), float(abs(a).max())
-  if worst <= _TOLERANCE * largest:  # false for NaN too
-    return worst
-  images = evaluate.normalise(jnp.asarray(split.images[:8]))
-  with jax.default_matmul_precision('highest'):
-    gate = compact.first_difference(*gated, *small, images, _TOLERANCE)
-  raise RuntimeError(
-    f'the cut network differs from the hard-gated one by {worst} (logits up'
-    f' to {largest}), first behind gate {gate}; the run stays uncut'
-  )
+def _means(sums: list[dict[str, jax.Array]]) -> dict[str, float]:
+  """The batches' weighted sums, as means over their images."""
+  fetched = jax.device_get(sums)
+  total = {key: sum(float(s[key]) for s in fetched) for key in fetched[0]}
+  images = total.pop('images')
+  return {key: value / images for key, value in total.items()}

@@ -119,7 +119,7 @@ class Dense(nn.Module):
   """Linear layer with bias. Its outputs are never cut."""
 
   features: int
-  init: Initializer = nn.initializers.normal(0.01)
+  kernel_init: Initializer = nn.initializers.normal(0.01)
 
   @nn.compact
   def __call__(self, m: Features) -> Features:
@@ -127,7 +127,7 @@ class Dense(nn.Module):
     x = jnp.zeros((m.x.shape[0], self.features), m.x.dtype)
     if n:
       shape = (n, self.features)
-      kernel = self.param('kernel', self.init, shape, jnp.float32)
+      kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
       x = m.x @ kernel.astype(x.dtype)
     bias = self.param(
       'bias', nn.initializers.zeros, (self.features,), jnp.float32
@@ -142,12 +142,12 @@ class Head(nn.Module):
   classes: int
   hidden: tuple[int, ...] = ()
   train: bool = False
-  init: Initializer = nn.initializers.normal(0.01)
+  kernel_init: Initializer = nn.initializers.normal(0.01)
 
   @nn.compact
   def __call__(self, m: Features) -> jax.Array:  # [B, classes] float32
     for i, features in enumerate(self.hidden, 1):
-      m = Dense(features, self.init, name=f'fc{i}')(m)
+      m = Dense(features, self.kernel_init, name=f'fc{i}')(m)
       norm = nn.BatchNorm(
         use_running_average=not self.train,
         momentum=0.9,
@@ -158,7 +158,7 @@ class Head(nn.Module):
       m = act(lambda x, norm=norm: nn.relu(norm(x)), m)
     # A softmax over logits of 8 bits would see classes tie.
     m = act(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), m)
-    return Dense(self.classes, self.init, name='logits')(m).x
+    return Dense(self.classes, self.kernel_init, name='logits')(m).x
 
 
 def gated(module: nn.Module, gate: str, n: int) -> Width:

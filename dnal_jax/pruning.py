@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 
 from dnal_jax import compact, errors, evaluate, gating, layers
-from dnal_jax.data import memory
 from dnal_jax.stages import Stage
 
 
@@ -21,9 +20,7 @@ class Pruned(NamedTuple):
   keep: layers.Keep
   params: Any
   batch_stats: Any
-  pruned_top1: float  # of the hard-gated network, on validation
-  compact_top1: float
-  max_abs_diff: float  # between their logits
+  comparison: evaluate.Comparison  # on validation
 
 
 def prune(
@@ -36,7 +33,6 @@ def prune(
   threshold: float,
   image_shape: tuple[int, int, int],
   evaluator: evaluate.Evaluator,
-  split: memory.Split,
   decided: Callable[[layers.Keep], None],
 ) -> Pruned:
   """Cuts `net` to the gates above `threshold` at the search's last delta.
@@ -70,14 +66,5 @@ def prune(
       f' {search.penalty / 3:.2g}; the search result is kept'
     )
   variables = jax.device_put(compact.cut(gated, walk, small_walk))
-  difference = evaluate.same_function(
-    evaluator, (net, gated), (small, variables), split
-  )
-  return Pruned(
-    keep,
-    variables['params'],
-    variables['batch_stats'],
-    evaluator(net, gated, split)['top1'],
-    evaluator(small, variables, split)['top1'],
-    difference,
-  )
+  comparison = evaluator.compare((net, gated), (small, variables), 'validation')
+  return Pruned(keep, variables['params'], variables['batch_stats'], comparison)

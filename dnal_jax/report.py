@@ -76,10 +76,10 @@ class Metrics:
 class StageBar:
   """Progress of one stage on a terminal; elsewhere one line an epoch."""
 
-  def __init__(self, epochs: int, steps: int, batch_size: int, done: int):
+  def __init__(self, steps: int, batch_size: int, done: int):
     self._bar = tqdm.tqdm(
-      total=epochs * steps * batch_size,
-      initial=done * steps * batch_size,
+      total=steps * batch_size,
+      initial=done * batch_size,
       unit=' images',
       unit_scale=True,
       leave=False,
@@ -127,15 +127,16 @@ def named(census: Any) -> dict[str, int]:
 def epoch_row(
   stage: Stage,
   epoch: int,
-  steps: list[dict[str, Any]],
+  sums: Mapping[str, float],
   *,
   epochs_done: int,
+  steps: int,
   images: int,
-  seconds: float,
   validation: Mapping[str, float],
   census: Any,
 ) -> Row:
-  """The row of metrics.jsonl for an epoch from the metrics of its steps.
+  """The row of metrics.jsonl for an epoch of so many steps and images, from
+  the sums over its steps (`Position.add`).
 
   Losses are means per image in nats, top1 and top5 shares of 1; 'gate_sum' is
   the sum over all gates of sigmoid(s), 'gates' their census after the epoch.
@@ -145,14 +146,14 @@ def epoch_row(
     'epoch': epoch,
     'epochs': stage.epochs,
     'epochs_done': epochs_done,
-    'step': epochs_done * len(steps),
-    'loss': sum(float(s['loss']) for s in steps) / images,
-    'train_top1': sum(float(s['correct']) for s in steps) / images,
-    'gate_sum': float(steps[-1]['gate_sum']),
+    'step': epochs_done * steps,
+    'loss': sums['loss'] / images,
+    'train_top1': sums['correct'] / images,
+    'gate_sum': sums['gate_sum'],
     'validation_loss': validation['loss'],
     'validation_top1': validation['top1'],
     'validation_top5': validation['top5'],
-    'images_per_second': images / seconds,
+    'images_per_second': images / sums['seconds'],
     'gates': named(census) if census is not None else None,
   }
 
@@ -181,7 +182,7 @@ def result(
   """
   return {
     'network': settings.network.name,
-    'dataset': settings.data.name,
+    'dataset': settings.data.title,
     'seed': settings.seed,
     'stages': position.stages,
     'baseline': dataclasses.asdict(baseline),

@@ -9,9 +9,13 @@ import dataclasses
 import math
 import types
 import typing
-from typing import Any
+from typing import Any, Literal
 
 from dnal_jax import compact, data, errors, models, stages, trees
+from dnal_jax.data import sources, splits
+
+# Values that stages refer to, so that one flag sets them in all.
+_SHARED = ('penalty', 'label_smoothing', 'ema', 'nesterov')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +37,19 @@ class Settings:
   seed: int
   stages: tuple[stages.Stage, ...]
   tensorboard: bool = True  # events for TensorBoard, where clu is installed
+  compute_dtype: Literal['float32', 'bfloat16'] = 'float32'  # in training
+  checkpoint_steps: int | None = None  # besides after every epoch
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """(height, width, channels) of what the network is given."""
     return self.data.image, self.data.image, len(self.data.mean)
+
+  @property
+  def classes(self) -> int:
+    """Outputs of the network; `parse` has made sure of them."""
+    assert self.data.classes is not None
+    return self.data.classes
 
   def warms_up(self, index: int) -> bool:
     """Whether the stage is before the first that searches, and one does."""
@@ -47,7 +59,7 @@ class Settings:
   def build(self) -> models.Network:
     """The full network."""
     variant = models.get(self.network.name)
-    return variant.build(classes=self.data.classes, width=self.network.width)
+    return variant.build(classes=self.classes, width=self.network.width)
 
 
 def parse(config: Mapping[str, Any]) -> Settings:
@@ -57,9 +69,10 @@ def parse(config: Mapping[str, Any]) -> Settings:
     UserError: a key is unknown or missing, or a value makes no sense.
   """
   values = dict(config)
-  known = {f.name for f in dataclasses.fields(Settings)} | {'order', 'penalty'}
+  known = {f.name for f in dataclasses.fields(Settings)} | {'order', *_SHARED}
   _refuse_unknown(values, known, '')
-  values.pop('penalty', None)  # lambda: the stages refer to it
+  for key in _SHARED:
+    values.pop(key, None)
   by_name, order = values.pop('stages', {}), values.pop('order', ())
   if not isinstance(by_name, Mapping):
     raise errors.UserError(f'stages is {by_name!r}; it must be {{name: stage}}')
@@ -83,6 +96,10 @@ def parse(config: Mapping[str, Any]) -> Settings:
   settings = _build(
     Settings, {**values, 'stages': tuple(parsed[name] for name in order)}, ''
   )
+  if settings.data.classes is None:
+    classes = splits.classes(settings.data)
+    images = dataclasses.replace(settings.data, classes=classes)
+    settings = dataclasses.replace(settings, data=images)
   _check(settings)
   return settings
 
@@ -100,18 +117,13 @@ def _check(settings: Settings) -> None:
     ('data.classes', images.classes),
     ('data.train_limit', images.train_limit),
     ('network.width', settings.network.width),
+    ('checkpoint_steps', settings.checkpoint_steps),
   ):
     if value is not None and value <= 0:
       raise errors.UserError(f'{key} is {value}; it must be positive')
-  if images.crop_pad < 0:
-    raise errors.UserError(f'data.crop_pad is {images.crop_pad}; it must be 0+')
+  _check_images(images)
   if not 0 <= settings.seed < 2**32:
     raise errors.UserError(f'seed is {settings.seed}; it must fit 32 bits')
-  if len(images.mean) != len(images.std) or min(images.std, default=0) <= 0:
-    raise errors.UserError(
-      f'data.mean {images.mean} and data.std {images.std} must be of one'
-      ' length, one number per channel, and std positive'
-    )
   if images.image < net.min_image:
     raise errors.UserError(
       f'data.image is {images.image}: too small for network'
@@ -122,6 +134,38 @@ def _check(settings: Settings) -> None:
   paths = list(trees.flatten({k: shapes[k] for k in ('params', 'gates')}))
   for stage in settings.stages:
     _check_groups(stage, paths)
+
+
+def _check_images(images: data.Data) -> None:
+  if images.crop_pad < 0:
+    raise errors.UserError(f'data.crop_pad is {images.crop_pad}; it must be 0+')
+  if len(images.mean) != len(images.std) or min(images.std, default=0) <= 0:
+    raise errors.UserError(
+      f'data.mean {images.mean} and data.std {images.std} must be of one'
+      ' length, one number per channel, and std positive'
+    )
+  if not sources.streams(images):
+    return
+  if len(images.mean) != 3:
+    raise errors.UserError(
+      f'data.mean has {len(images.mean)} channels, but streamed images have 3'
+    )
+  if images.crop_pad:
+    raise errors.UserError(
+      f"data.crop_pad is {images.crop_pad}, but '{images.title}' is cropped by"
+      ' data.crop_scale; set it to 0'
+    )
+  if images.short_side < images.image:
+    raise errors.UserError(
+      f'data.short_side is {images.short_side}, less than data.image,'
+      f' {images.image}, which evaluation cuts out of it; raise it'
+    )
+  low, high = (*images.crop_scale, 0, 0)[:2]
+  if len(images.crop_scale) != 2 or not 0 < low <= high <= 1:
+    raise errors.UserError(
+      f'data.crop_scale is {images.crop_scale}; it must be two shares of the'
+      ' area, the smaller first, such as (0.08, 1.0)'
+    )
 
 
 def _check_groups(stage: stages.Stage, paths: list[str]) -> None:

@@ -64,6 +64,7 @@ class Group:
   lr: LearningRate
   momentum: float = 0.9
   weight_decay: float = 0.0  # L2, added to the gradient as PyTorch's SGD does
+  nesterov: bool = False
 
   def __post_init__(self):
     try:
@@ -90,6 +91,8 @@ class Stage:
   delta_end: float | None = None  # None: the gates are open
   penalty: float = 0.0  # lambda, of the sum of sigmoid(s) over all gates
   prune_below: float | None = None  # on entry, cut channels with gates below
+  label_smoothing: float = 0.0  # share of the target spread over all classes
+  ema: float = 0.0  # decay of the average of weights that the stage hands on
 
   def __post_init__(self):
     for name, group in self.train.items():
@@ -109,6 +112,9 @@ class Stage:
       )
     if self.penalty < 0:
       raise ValueError(f'penalty is {self.penalty}; it must not be negative')
+    for key in ('label_smoothing', 'ema'):
+      if not 0 <= getattr(self, key) < 1:
+        raise ValueError(f'{key} is {getattr(self, key)}; it must be in [0, 1)')
     if self.delta_end is not None and self.delta_end <= 1:
       raise ValueError(f'delta_end is {self.delta_end}; it must be above 1')
     if self.prune_below is not None and not 0 < self.prune_below < 1:
@@ -182,7 +188,11 @@ def validate(stages: tuple[Stage, ...]) -> None:
 def _sgd(group: Group, steps_per_epoch: int) -> optax.GradientTransformation:
   return optax.chain(
     optax.add_decayed_weights(group.weight_decay),
-    optax.sgd(lambda step: group.lr(step / steps_per_epoch), group.momentum),
+    optax.sgd(
+      lambda step: group.lr(step / steps_per_epoch),
+      group.momentum,
+      group.nesterov,
+    ),
   )
 
 

@@ -23,12 +23,19 @@ class State(NamedTuple):
   logits: Any  # of the gates; the structure of the `gates` collection
   batch_stats: Any
   opt_state: Any  # over the leaves that the stage trains
+  # Running average of (params, batch_stats); () in a stage without.
+  average: tuple[Any, Any] | tuple[()] = ()
+
+  @property
+  def result(self) -> tuple[Any, Any]:
+    """(params, batch_stats) that are evaluated and handed on."""
+    return self.average or (self.params, self.batch_stats)
 
 
 class Batch(NamedTuple):
   """Images and labels; in evaluation, a weight of 0 marks padding."""
 
-  image: jax.Array  # [B, H, W, C] float32, normalised
+  image: jax.Array  # [B, H, W, C] floating point, normalised
   label: jax.Array  # [B] int32
   weight: jax.Array  # [B] float32
 
@@ -44,7 +51,10 @@ def begin(
   trained, _ = _split(stage, params, logits)
   tx = stage.optimizer(_flat(params, logits), steps_per_epoch)
   step = jnp.zeros((), jnp.int32)
-  return State(step, params, logits, batch_stats, tx.init(trained))
+  average: Any = ()
+  if stage.ema:  # copies: a step uses up each buffer of its state once
+    average = jax.tree.map(jnp.copy, (params, batch_stats))
+  return State(step, params, logits, batch_stats, tx.init(trained), average)
 
 
 def train_step(
@@ -57,9 +67,11 @@ def train_step(
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of any stage: loss = cross-entropy + lambda * penalty.
 
-  Metrics 'loss' (the cross-entropy alone) and 'correct' are sums over the
-  batch; 'gate_sum' is the sum over all gates of sigmoid(s), 'gates' (where the
-  stage searches) the census [3] of gate values, both as the step found them.
+  The images' dtype is the one computed in; parameters, statistics and the loss
+  are float32. Metrics 'loss' (the cross-entropy alone) and 'correct' are sums
+  over the batch; 'gate_sum' is the sum over all gates of sigmoid(s), 'gates'
+  (where the stage searches) the census [3] of gate values, both as the step
+  found them.
   """
   tx = stage.optimizer(_flat(state.params, state.logits), steps_per_epoch)
   trained, frozen = _split(stage, state.params, state.logits)
@@ -76,7 +88,7 @@ def train_step(
     scores, updated = net.apply(
       variables, batch.image, train=True, mutable=['batch_stats']
     )
-    losses = cross_entropy(scores, batch.label)
+    losses = cross_entropy(scores, batch.label, stage.label_smoothing)
     gate_sum = gating.penalty(logits)
     metrics = {
       'loss': losses.sum(),
@@ -92,14 +104,13 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, trained)
   after: Any = optax.apply_updates(trained, updates)
   tree = trees.unflatten({**frozen, **after})
+  params = tree['params']
+  average = state.average
+  if average:
+    average = _averaged(average, (params, batch_stats), stage.ema, state.step)
+  logits = tree.get('gates', {})
   return (
-    State(
-      state.step + 1,
-      tree['params'],
-      tree.get('gates', {}),
-      batch_stats,
-      opt_state,
-    ),
+    State(state.step + 1, params, logits, batch_stats, opt_state, average),
     metrics,
   )
 
@@ -121,9 +132,23 @@ def eval_step(
   return sums, scores
 
 
-def cross_entropy(scores: jax.Array, label: jax.Array) -> jax.Array:
-  """[B, classes], [B] -> [B] float32, in nats."""
-  return optax.softmax_cross_entropy_with_integer_labels(scores, label)
+def cross_entropy(
+  scores: jax.Array, label: jax.Array, smoothing: float = 0.0
+) -> jax.Array:
+  """[B, classes], [B] -> [B] float32, in nats, with the share `smoothing` of
+  the target spread evenly over all classes (1512.00567, section 7)."""
+  losses = optax.softmax_cross_entropy_with_integer_labels(scores, label)
+  if not smoothing:
+    return losses
+  evenly = -jax.nn.log_softmax(scores).mean(-1)
+  return (1 - smoothing) * losses + smoothing * evenly
+
+
+def _averaged(average, latest, decay: float, step: jax.Array):
+  """decay * average + (1 - decay) * latest; early on the decay is less, so
+  that the first weights are forgotten (TensorFlow's rule)."""
+  now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(lambda a, b: now * a + (1 - now) * b, average, latest)
 
 
 def _flat(params, logits) -> dict[str, Any]:

@@ -4,7 +4,7 @@ The position says where a run stands; it is saved with every checkpoint, and a
 run goes on from the newest one as if nothing had happened.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 import pathlib
 import time
@@ -19,7 +19,6 @@ from dnal_jax import (
   checkpoint,
   compact,
   engine,
-  errors,
   evaluate,
   folder,
   gating,
@@ -28,7 +27,7 @@ from dnal_jax import (
   report,
   step,
 )
-from dnal_jax.data import memory
+from dnal_jax.data import sources
 from dnal_jax.settings import Settings
 from dnal_jax.stages import Stage
 
@@ -46,30 +45,27 @@ def run(
   if (workdir / 'result.json').exists():
     print(f"'{workdir}' is finished; nothing to do. Its result:\n")
     return folder.read_json(workdir / 'result.json')
-  splits = memory.load(settings.data)  # before anything is written
-  images = len(splits.train.labels)
-  if settings.batch_size > images:
-    raise errors.UserError(
-      f'batch_size is {settings.batch_size}, but there are {images} images'
-      ' to train on; make it smaller'
-    )
+  source = sources.open_source(  # before anything is written
+    settings.data,
+    seed=settings.seed,
+    batch_size=settings.batch_size,
+    eval_batch_size=settings.eval_batch_size,
+  )
   folder.claim(workdir, config)
-  return _Run(settings, workdir, splits).to_the_end()
+  return _Run(settings, workdir, source).to_the_end()
 
 
 class _Run:
   """Data, network, state and position of one run."""
 
   def __init__(
-    self, settings: Settings, workdir: pathlib.Path, splits: memory.Splits
+    self, settings: Settings, workdir: pathlib.Path, source: sources.Source
   ):
     self.settings = settings
     self.workdir = workdir
-    self.train = jax.device_put(splits.train)
-    self.validation = jax.device_put(splits.validation)
-    self.test = splits.test
-    self.evaluate = evaluate.Evaluator(settings.data, settings.eval_batch_size)
-    self.steps_per_epoch = len(splits.train.labels) // settings.batch_size
+    self.source = source
+    self.evaluate = evaluate.Evaluator(source)
+    self.steps_per_epoch = source.steps_per_epoch
     self.full = settings.build()
     self.known = compact.walk(self.full, settings.image_shape).gates
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
@@ -106,6 +102,7 @@ class _Run:
       self._begin(variables['params'], self._zeros(), variables['batch_stats'])
       return
     number, self.position = latest
+    self.source.broken.update(self.position.broken)
     self._set_network(self.position.keep)
     shapes = self.walk.shapes
     like = jax.eval_shape(
@@ -115,8 +112,10 @@ class _Run:
       shapes['batch_stats'],
     )
     self.state = self.checkpoints.restore(number, like)
-    done = f'{self.position.epoch} of {self.stage.epochs} epochs done'
-    print(f"going on with '{self.stage.name}', {done}")
+    done = f'{self.position.epoch} of {self.stage.epochs} epochs'
+    if self.position.step:
+      done += f' and {self.position.step} steps'
+    print(f"going on with '{self.stage.name}', {done} done")
 
   def _set_network(self, keep: layers.Keep) -> None:
     self.net = compact.with_keep(self.full, keep)
@@ -140,7 +139,8 @@ class _Run:
 
   def _enter_next_stage(self) -> None:
     """Cuts if the stage says so; new momenta, step 0."""
-    _, *parts, _ = self.state
+    params, batch_stats = self.state.result
+    parts = params, self.state.logits, batch_stats
     entered = self.settings.stages[self.position.stage + 1]
     if entered.prune_below is not None:
       parts = self._prune(entered.prune_below)
@@ -153,66 +153,64 @@ class _Run:
     before = self.settings.stages[: self.position.stage]
     return sum(stage.epochs for stage in before) + self.position.epoch
 
+  def _steps_done(self) -> int:
+    return self._epochs_done() * self.steps_per_epoch + self.position.step
+
   def _save(self) -> None:
-    # A stage's entry and each of its epochs have a number of their own.
-    number = self._epochs_done() + self.position.stage
+    self.position.broken = self.source.broken
+    # A stage's entry and each of its steps have a number of their own.
+    number = self._steps_done() + self.position.stage
     self.checkpoints.save(number, self.state, self.position)
 
   # Training.
 
   def _train_stage(self) -> None:
+    position, done = self.position, self._steps_done()
+    done_of_stage = position.epoch * self.steps_per_epoch + position.step
     compiled = engine.compile_stage(
       self.net,
       self.stage,
-      self.settings.data,
-      seed=self.settings.seed,
-      batch_size=self.settings.batch_size,
-      steps_per_epoch=self.steps_per_epoch,
-      first_epoch=self._epochs_done() - self.position.epoch,
+      self.source,
+      dtype=self.settings.compute_dtype,
+      first_step=done - done_of_stage,
     )
     bar = report.StageBar(
-      self.stage.epochs,
-      self.steps_per_epoch,
+      self.stage.epochs * self.steps_per_epoch,
       self.settings.batch_size,
-      done=self.position.epoch,
+      done=done_of_stage,
     )
-    while self.position.epoch < self.stage.epochs:
-      self._epoch(compiled, bar)
+    inputs = self.source.train_inputs(done)
+    while position.epoch < self.stage.epochs:
+      self._epoch(compiled, inputs, bar)
       self._save()
     bar.close()
 
-  def _epoch(self, stage: engine.Compiled, bar: report.StageBar) -> None:
-    """Trains and evaluates for one epoch, and tells of it."""
+  def _epoch(
+    self,
+    stage: engine.Compiled,
+    inputs: Iterator[Any],
+    bar: report.StageBar,
+  ) -> None:
+    """Trains to the end of the epoch, evaluates, and tells of it."""
     position, searches = self.position, self.stage.delta_end is not None
-    started = time.perf_counter()
     bar.begin(f'{self.stage.name} {position.epoch + 1}/{self.stage.epochs}')
-    self.state, steps = engine.train_epoch(
-      stage,
-      self.state,
-      self.train,
-      epoch=self._epochs_done(),
-      steps=self.steps_per_epoch,
-      told=bar.step,
-    )
-    seconds = time.perf_counter() - started
+    self._steps(stage, inputs, bar)
+    evaluation = time.perf_counter()
     gates, census = stage.gates(self.state.logits, position.epoch)
-    position.epoch += 1
+    sums = position.end_epoch()
     row = report.epoch_row(
       self.stage,
       position.epoch,
-      steps,
+      sums,
       epochs_done=self._epochs_done(),
+      steps=self.steps_per_epoch,
       images=self.steps_per_epoch * self.settings.batch_size,
-      seconds=seconds,
-      validation=self.evaluate(
-        self.net, self._variables(gates), self.validation
-      ),
+      validation=self.evaluate(self.net, self._variables(gates), 'validation'),
       census=census if searches else None,
     )
-    engine.check_finite(row['loss'], self.stage, position.epoch)
     record = position.stages[-1]
     record['train_loss'] = row['loss']
-    record['seconds'] += time.perf_counter() - started
+    record['seconds'] += sums['seconds'] + time.perf_counter() - evaluation
     if searches:
       position.top1['gated'] = row['validation_top1']
     elif self.settings.warms_up(position.stage):
@@ -220,40 +218,60 @@ class _Run:
     self.metrics.write(row, gating.by_path(gates) if searches else {})
     bar.tell(report.epoch_line(row))
 
+  def _steps(
+    self,
+    stage: engine.Compiled,
+    inputs: Iterator[Any],
+    bar: report.StageBar,
+  ) -> None:
+    """The steps that are left of the epoch; saves now and then."""
+    position = self.position
+    while position.step < self.steps_per_epoch:
+      started = time.perf_counter()
+      every = self.settings.checkpoint_steps or self.steps_per_epoch
+      self.state, metrics = engine.train(
+        stage,
+        self.state,
+        inputs,
+        steps=min(
+          every - position.step % every, self.steps_per_epoch - position.step
+        ),
+        told=bar.step,
+      )
+      position.add(metrics, time.perf_counter() - started)
+      engine.check_finite(position.sums['loss'], self.stage, position.epoch + 1)
+      if position.step < self.steps_per_epoch:  # else after the evaluation
+        self._save()
+
   def _variables(self, gates) -> dict[str, Any]:
-    return {
-      'params': self.state.params,
-      'batch_stats': self.state.batch_stats,
-      'gates': gates,
-    }
+    params, batch_stats = self.state.result
+    return {'params': params, 'batch_stats': batch_stats, 'gates': gates}
 
   # The cut and the end.
 
   def _prune(self, threshold: float) -> tuple[Any, Any, Any]:
     """Params, logits, statistics of the cut network, then `self.net`."""
     done = self.settings.stages[: self.position.stage + 1]
+    params, batch_stats = self.state.result
     result = pruning.prune(
       self.net,
-      self.state.params,
+      params,
       self.state.logits,
-      self.state.batch_stats,
+      batch_stats,
       search=[stage for stage in done if stage.delta_end is not None][-1],
       threshold=threshold,
       image_shape=self.settings.image_shape,
       evaluator=self.evaluate,
-      split=self.validation,
       decided=self._write_architecture,
     )
     self._set_network(result.keep)
     self.position.keep = dict(result.keep)
-    self.position.compact_max_abs_diff = result.max_abs_diff
-    self.position.top1.update(
-      pruned=result.pruned_top1, compact=result.compact_top1
-    )
+    pruned, cut, self.position.compact_max_abs_diff = result.comparison
+    self.position.top1.update(pruned=pruned, compact=cut)
     tqdm.tqdm.write(
       f'cut to {sum(map(len, self.walk.gates.values()))} of'
       f' {sum(map(len, self.known.values()))} gated channels: validation'
-      f' {result.pruned_top1:.2%} gated, {result.compact_top1:.2%} cut'
+      f' {pruned:.2%} gated, {cut:.2%} cut'
     )
     return result.params, self._zeros(), result.batch_stats
 
@@ -263,7 +281,7 @@ class _Run:
       self.workdir,
       settings.network.name,
       settings.network.width,
-      settings.data.classes,
+      settings.classes,
       settings.image_shape,
       keep,
     )
@@ -272,8 +290,8 @@ class _Run:
     """The last evaluation, the only one on test; the model and the result."""
     gates = self.stage.gates(self.state.logits, max(self.stage.epochs - 1, 0))
     variables = self._variables(gates)
-    final = self.evaluate(self.net, variables, self.validation)
-    test = self.evaluate(self.net, variables, jax.device_put(self.test))
+    final = self.evaluate(self.net, variables, 'validation')
+    test = self.evaluate(self.net, variables, 'test')
     pruned = bool(self.position.keep)
     if not pruned:
       self._write_architecture(self.known)
@@ -290,4 +308,7 @@ class _Run:
       test=test,
     )
     folder.write_json(self.workdir / 'result.json', result)
+    broken = self.source.broken_names()
+    if broken:
+      print(f'{len(broken)} images could not be decoded and were skipped')
     return result

@@ -150,7 +150,7 @@ def test_reference_count_of_a_sum_takes_what_any_candidate_has_open():
   its shortcut is ignored: the next block's layers read three channels."""
   net = models.get('proxyless_digits').build(classes=10)
   whole = compact.walk(net, (8, 8, 1))
-  keep = {gate: () for gate in whole.gates}
+  keep = dict.fromkeys(whole.gates, ())
   keep |= {'block1_2/3x3_e3/out': (0, 1), 'block1_2/7x7_e6/out': (1, 2)}
   keep |= {'block2_1/5x5_e3/hidden': (0,)}
   params, _ = compact.reference_counts(whole, keep)

@@ -4,16 +4,13 @@ N images, H height, W width, C channels. What tensorflow-datasets has read once
 is cached as one .npz, so that the next start needs no TensorFlow.
 """
 
-import hashlib
-import os
 import pathlib
 from typing import Any, NamedTuple
-import zipfile
 
 import numpy as np
 
 from dnal_jax import errors
-from dnal_jax.data import Data
+from dnal_jax.data import Data, cache, splits, tfds_sets
 
 # The tensorflow-datasets of small images with the features image and label.
 _TFDS = ('cifar10', 'cifar100', 'fashion_mnist', 'mnist')
@@ -40,34 +37,16 @@ def load(data: Data) -> Splits:
   """Reads a data set; images get a margin of zeros up to `data.image` squared
   and gray is repeated to the channels of `data.mean`.
 
-  Validation images are a fixed random part of the training split, the same
-  for every seed, so that runs can be compared on it.
-
   Raises:
-    UserError: unknown name, missing directory, or sizes that do not fit.
+    UserError: missing directory, or sizes that do not fit.
   """
-  name = data.name
-  if name not in NAMES:
-    hint = errors.did_you_mean(name, NAMES)
-    raise errors.UserError(f"data.name is '{name}'{hint}")
-  raw = _digits() if name == 'digits' else _tfds(name, data.dir)
+  raw = _digits() if data.name == 'digits' else _tfds(data)
   train, test = (
     Split(_fit(images, data), labels.astype(np.int32)) for images, labels in raw
   )
   found = int(max(train.labels.max(), test.labels.max())) + 1
-  if found != data.classes:
-    raise errors.UserError(
-      f"data.classes is {data.classes}, but '{name}' has {found} classes;"
-      ' set it so'
-    )
-  order = np.random.default_rng(0).permutation(len(train.labels))
-  if data.validation >= len(order):
-    raise errors.UserError(
-      f'data.validation is {data.validation}, but the training split has'
-      f' {len(order)} images; take fewer'
-    )
-  held_out = order[: data.validation]
-  chosen = order[data.validation :][: data.train_limit]
+  splits.check_classes(found, data)
+  chosen, held_out = splits.held_out(len(train.labels), data)
   return Splits(
     Split(train.images[chosen], train.labels[chosen]),
     Split(train.images[held_out], train.labels[held_out]),
@@ -88,22 +67,15 @@ def _digits() -> list[tuple[np.ndarray, np.ndarray]]:
   return [(parts[0], parts[2]), (parts[1], parts[3])]
 
 
-def _tfds(
-  name: str, directory: str | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _tfds(data: Data) -> list[tuple[np.ndarray, np.ndarray]]:
   """Train and test of a tensorflow-datasets data set, cached."""
-  given = directory or os.environ.get('TFDS_DATA_DIR')
-  if given and not pathlib.Path(given).is_dir():
-    key = 'data.dir' if directory else 'TFDS_DATA_DIR'
-    raise errors.UserError(
-      f"{key} is '{given}', which is not a directory; create it, or name the"
-      f' one that holds {name}/'
-    )
-  root = pathlib.Path(given or '~/tensorflow_datasets').expanduser()
-  arrays = _read_cache(_cache_file(root, name))
+  root = pathlib.Path(tfds_sets.root(data.name, data.dir))
+  arrays = _read_cache(root, data.name)
   if arrays is None:
-    arrays = _read_tfds(name, str(root))
-    _write_cache(_cache_file(root, name), arrays)
+    arrays = _read_tfds(data)
+    file = _cache_file(root, data.name)
+    if file is not None:
+      cache.write(file, arrays)
   return [
     (arrays[f'{split}_images'], arrays[f'{split}_labels'])
     for split in ('train', 'test')
@@ -111,63 +83,22 @@ def _tfds(
 
 
 def _cache_file(root: pathlib.Path, name: str) -> pathlib.Path | None:
-  """Named by the content of the prepared data set's own description, so that
-  another version is another file; None before it is prepared.
-
-  Kept in the user's cache, because data directories are often read-only.
-  """
+  """None before the data set is prepared."""
   prepared = sorted(root.glob(f'{name}/*/dataset_info.json'))
   if not prepared:
     return None
-  digest = hashlib.sha256(prepared[-1].read_bytes()).hexdigest()[:16]
-  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(home).expanduser() / 'dnal_jax' / f'{name}-{digest}.npz'
+  return cache.path(f'{name}-{tfds_sets.digest(prepared[-1])}.npz')
 
 
-def _read_cache(path: pathlib.Path | None) -> dict[str, np.ndarray] | None:
-  """None where there is no cache, or not a whole one."""
-  try:
-    if path is not None and path.exists():
-      with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-      return arrays if set(arrays) == _ARRAYS else None
-  except (OSError, ValueError, zipfile.BadZipFile):
-    pass
-  return None
+def _read_cache(root: pathlib.Path, name: str) -> dict[str, np.ndarray] | None:
+  file = _cache_file(root, name)
+  return None if file is None else cache.read(file, _ARRAYS)
 
 
-def _write_cache(path: pathlib.Path | None, arrays) -> None:
-  """The data has been read; a cache that cannot be written stops nothing."""
-  if path is None:
-    return
-  part = path.with_name(f'{path.stem}.{os.getpid()}.npz')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(part, allow_pickle=False, **arrays)
-    part.replace(path)
-  except OSError as error:
-    print(f"no cache in '{path.parent}' ({error.strerror}); reading anew next")
+def _read_tfds(data: Data) -> dict[str, np.ndarray]:
+  builder = tfds_sets.prepared(data.name, data.dir)
+  import tensorflow_datasets as tfds
 
-
-def _read_tfds(name: str, root: str) -> dict[str, np.ndarray]:
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow is talkative
-  try:
-    import tensorflow_datasets as tfds
-  except ImportError as error:
-    raise errors.UserError(
-      f"data set '{name}' is read by tensorflow-datasets, which does not"
-      f' import here ({error}); pip install -r requirements.txt'
-    ) from error
-  builder: Any = tfds.builder(name, data_dir=root)
-  try:
-    builder.download_and_prepare()
-  except Exception as error:  # network, disk, checksums: tfds has no one type
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    raise errors.UserError(
-      f"data set '{name}' is not prepared in '{root}' and could not be"
-      f' downloaded ({reason[0]}); set TFDS_DATA_DIR or data.dir to a'
-      ' directory that holds it'
-    ) from error
   arrays = {}
   for split in ('train', 'test'):
     whole = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))

@@ -13,7 +13,6 @@ import math
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from dnal_jax import layers
 from dnal_jax.models import mobilenet_v2
@@ -107,7 +106,7 @@ class Proxyless(nn.Module):
     m = layers.Gate(name='last')(conv(last, 1, name='last_conv')(m))
     m = layers.average(layers.act(nn.relu6, m))
     head = layers.Head(
-      self.classes, train=train, init=_uniform_fan_in, name='head'
+      self.classes, train=train, kernel_init=_uniform_fan_in, name='head'
     )
     return head(m)
 
@@ -134,7 +133,5 @@ def survivors(
   return found
 
 
-def _uniform_fan_in(key, shape, dtype=jnp.float32):
-  """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), of a kernel [in, out]."""
-  bound = 1 / math.sqrt(shape[0])
-  return jax.random.uniform(key, shape, dtype, -bound, bound)
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), of variance 1/3 of 1/fan_in.
+_uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')

@@ -1,0 +1,69 @@
+"""What the ImageNet-1K configs have in common.
+
+Of the paper's code: crops, flip, 224 pixels, short side 256 in evaluation, mean
+and standard deviation (those in general use), a search of 10 epochs. Deviation:
+10,000 images of the training split are held out to make choices with, so that
+the 50,000 of the validation split are read once, at the end.
+
+For images of your own, train/CLASS/*.jpg and val/CLASS/*.jpg below DIR:
+
+  --config.data.folder=DIR
+
+and, where there are few of them, fewer to choose with (data.validation).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import recipe
+
+
+def config(
+  network: str,
+  *,
+  variant: str,
+  penalty: float,
+  batch_size: int,
+  crop_scale: tuple[float, float],
+  weight_decay: float,
+  warmup: tuple[int, Mapping[str, Any]],
+  finetune: tuple[int, Mapping[str, Any]],
+  baseline: tuple[int, Mapping[str, Any]],
+) -> ConfigDict:
+  """The three stages, or the baseline, on 1,271,167 images."""
+  config = recipe.new(
+    network,
+    {
+      'name': 'imagenet2012',
+      'dir': placeholder(str),  # none: TFDS_DATA_DIR
+      'folder': placeholder(str),  # images of one's own instead
+      'test_split': 'validation',  # tensorflow-datasets' name of it
+      'image': 224,
+      'classes': placeholder(int),  # none: as many as the data has
+      'mean': (0.485, 0.456, 0.406),
+      'std': (0.229, 0.224, 0.225),
+      'validation': 10_000,
+      'train_limit': placeholder(int),  # none: all images
+      'crop_scale': crop_scale,
+      'short_side': 256,
+      'flip': True,
+      'skip_broken': False,
+    },
+  )
+  config.batch_size = batch_size
+  config.eval_batch_size = 256
+  config.checkpoint_steps = 1000
+  config.penalty = penalty  # lambda
+  config.order = recipe.order(variant)
+  config.stages = recipe.stages(
+    config,
+    weight_decay=weight_decay,
+    warmup=warmup,
+    search=10,
+    finetune=finetune,
+    baseline=baseline,
+  )
+  return config

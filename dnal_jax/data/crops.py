@@ -1,0 +1,151 @@
+"""From encoded images to crops of one size, as TensorFlow graph functions.
+
+H height, W width, in pixels; crops are [size, size, 3] uint8 RGB. JPEGs are
+decoded only where the crop is, other formats whole. Gray becomes three equal
+channels, CMYK is converted, an alpha channel is dropped; small images are
+enlarged. The crops are torchvision's, by which the published networks were
+trained.
+"""
+
+import functools
+import math
+import os
+from typing import Any
+
+_TRIES = 10
+_ASPECT = (3 / 4, 4 / 3)
+DRAWS = 4 * _TRIES + 1  # uniform numbers that a random crop and flip take
+
+
+@functools.cache
+def import_tensorflow() -> Any:
+  """TensorFlow, quiet, and away from the accelerators, which are JAX's."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # announces itself twice
+  import tensorflow as tf
+
+  for kind in ('GPU', 'TPU'):
+    tf.config.set_visible_devices([], kind)
+  return tf
+
+
+def random_crop(
+  encoded,  # string
+  draws,  # [DRAWS] float32 in [0, 1)
+  *,
+  size: int,
+  scale: tuple[float, ...],
+  flip: bool,
+):  # [size, size, 3] uint8
+  """A crop of random area and aspect, bilinearly resized, flipped at random.
+
+  Deviation: no antialiasing, which would double the time. PIL's, and so
+  torchvision's, averages over what a shrinking crop leaves out.
+  """
+  tf = import_tensorflow()
+  window = functools.partial(random_window, draws=draws[1:], scale=scale)
+  pixels, _, _ = _decode(encoded, window)
+  image = tf.image.resize(pixels, (size, size))
+  if flip:
+    image = tf.cond(draws[0] < 0.5, lambda: image[:, ::-1], lambda: image)
+  return _to_uint8(image, size)
+
+
+def random_window(
+  shape,  # [2] int32: H, W
+  draws,  # [40] float32 in [0, 1)
+  scale: tuple[float, ...],
+):  # [4] int32: top, left, height, width
+  """Area: a share of the image's, uniform in `scale`; aspect: log-uniform in
+  3/4 to 4/3; place: uniform. The first of ten tries that fits, else the
+  largest crop in the centre with such an aspect (1409.4842, as in torchvision).
+  """
+  tf = import_tensorflow()
+  shape = tf.cast(shape, tf.float32)
+  area, aspect, *places = tf.unstack(tf.reshape(draws, (4, _TRIES)))
+  low, high = (math.log(a) for a in _ASPECT)
+  area = (scale[0] + area * (scale[1] - scale[0])) * shape[0] * shape[1]
+  aspect = tf.exp(low + aspect * (high - low))
+  sides = tf.stack([tf.sqrt(area / aspect), tf.sqrt(area * aspect)], -1)
+  sides = tf.round(sides)  # [tries, 2]
+  corners = tf.floor(tf.stack(places, -1) * (shape - sides + 1))
+  centred = tf.minimum(
+    shape, tf.round([shape[1] / _ASPECT[0], shape[0] * _ASPECT[1]])
+  )
+  sides = tf.concat([sides, [centred]], 0)
+  corners = tf.concat([corners, [(shape - centred) // 2]], 0)
+  fits = tf.reduce_all((sides >= 1) & (sides <= shape), -1)
+  first = tf.argmax(tf.cast(fits, tf.int32))  # the last one always fits
+  return tf.cast(tf.concat([corners[first], sides[first]], 0), tf.int32)
+
+
+def centre_crop(
+  encoded,  # string
+  *,
+  size: int,
+  short_side: int,
+):  # [size, size, 3] uint8
+  """The centre of the image resized to `short_side`, bilinear, antialiased.
+
+  As PIL and torchvision do it, but the resized image is computed where the
+  crop is only, from those pixels that it depends on.
+  """
+  tf = import_tensorflow()
+
+  def place(shape):
+    """Factor and corner of the crop in the resized image, [2] float32 each."""
+    resized = short_side * shape // tf.reduce_min(shape)
+    corner = tf.round(tf.cast(resized - size, tf.float32) / 2)
+    return tf.cast(resized / shape, tf.float32), corner
+
+  def window(shape):
+    factor, corner = place(shape)
+    reach = tf.maximum(1.0, 1 / factor) + 1  # of the resizing kernel
+    first = tf.maximum(tf.floor(corner / factor - reach), 0)
+    last = tf.math.ceil((corner + size) / factor + reach)
+    last = tf.minimum(last, tf.cast(shape, tf.float32))
+    return tf.cast(tf.concat([first, last - first], 0), tf.int32)
+
+  pixels, shape, box = _decode(encoded, window)
+  factor, corner = place(shape)
+  image = tf.raw_ops.ScaleAndTranslate(
+    images=tf.cast(pixels, tf.float32)[None],
+    size=(size, size),
+    scale=factor,
+    translation=tf.cast(box[:2], tf.float32) * factor - corner,
+    kernel_type='triangle',
+    antialias=True,
+  )
+  return _to_uint8(image[0], size)
+
+
+def _decode(encoded, window):
+  """Pixels [h, w, 3] uint8 of the box [4] that `window` chooses for the
+  image's shape [2]; (pixels, shape, box)."""
+  tf = import_tensorflow()
+
+  def jpeg():
+    shape = tf.io.extract_jpeg_shape(encoded)[:2]
+    box = window(shape)
+    pixels = tf.image.decode_and_crop_jpeg(
+      encoded, box, channels=3, dct_method='INTEGER_ACCURATE'
+    )
+    return pixels, shape, box
+
+  def other():
+    pixels = tf.io.decode_image(encoded, 3, expand_animations=False)
+    shape = tf.shape(pixels)[:2]
+    box = window(shape)
+    top, left, height, width = tf.unstack(box)
+    return pixels[top : top + height, left : left + width], shape, box
+
+  pixels, shape, box = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+  pixels.set_shape((None, None, 3))
+  return pixels, shape, box
+
+
+def _to_uint8(image, size: int):
+  tf = import_tensorflow()
+  image = tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)
+  image.set_shape((size, size, 3))
+  return image

@@ -1,0 +1,80 @@
+"""Batches of a data set that lies on the device as a whole.
+
+N images in all, B batch, H height, W width, C channels.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from dnal_jax.data import Data, batches, memory
+from dnal_jax.step import Batch
+
+
+class Resident:
+  """A `Source` (`sources.py`) of small images: no input bottleneck."""
+
+  def __init__(
+    self, data: Data, *, seed: int, batch_size: int, eval_batch_size: int
+  ):
+    splits = memory.load(data)
+    self._data, self._seed = data, seed
+    self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
+    self._train = jax.device_put(splits.train)
+    self._validation = jax.device_put(splits.validation)
+    self._test = splits.test  # read once, at the end
+    self._order = jax.jit(batches.epoch_order, static_argnums=2)
+    self.images = len(splits.train.labels)
+    self.steps_per_epoch = self.images // batch_size
+    self.broken: dict[str, list[int]] = {}
+
+  def train_inputs(self, first_step: int) -> Iterator[Any]:
+    """(images [N, H, W, C] uint8, labels [N] int32, order [N] int32) of every
+    step of the run from `first_step` on."""
+    step = first_step
+    while True:
+      epoch, at = divmod(step, self.steps_per_epoch)
+      order = self._order(self._seed, epoch, self.images)
+      for _ in range(at, self.steps_per_epoch):
+        yield *self._train, order
+        step += 1
+
+  def train_batch(self, inputs: Any, step: jax.Array) -> Batch:
+    """The batch of a step from its inputs, to be compiled into it."""
+    images, labels, order = inputs
+    return batches.train_batch(
+      images,
+      labels,
+      order,
+      step,
+      step % self.steps_per_epoch,
+      seed=self._seed,
+      batch_size=self._batch_size,
+      data=self._data,
+    )
+
+  def eval_inputs(self, split: str) -> Iterator[Any]:
+    """(images [N, H, W, C] uint8, labels [N] int32, number of the first) of
+    every batch of a split."""
+    if split == 'validation':
+      arrays = self._validation
+    else:
+      arrays = jax.device_put(self._test)
+    for start in range(0, len(arrays.labels), self._eval_batch_size):
+      yield *arrays, start
+
+  def eval_batch(self, inputs: Any) -> Batch:
+    """The batch from its inputs, to be compiled into the evaluation."""
+    images, labels, start = inputs
+    return batches.eval_batch(
+      images,
+      labels,
+      start,
+      batch_size=self._eval_batch_size,
+      data=self._data,
+    )
+
+  def broken_names(self) -> list[str]:
+    """None: these data sets are whole or refused."""
+    return []

@@ -1,0 +1,68 @@
+"""What a run needs of a data set, wherever its images lie."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+
+from dnal_jax import errors
+from dnal_jax.data import Data, memory
+from dnal_jax.data.resident import Resident
+from dnal_jax.data.streamed import Streamed
+from dnal_jax.step import Batch
+
+
+class Source(Protocol):
+  """Batches, each a function of the seed and the number of the step alone.
+
+  Inputs are what travels to the device for a batch; what they are is known to
+  the source only, which makes the batch of them inside the compiled step.
+  """
+
+  images: int  # to train on
+  steps_per_epoch: int
+  broken: dict[str, list[int]]  # records without which the run goes on
+
+  def train_inputs(self, first_step: int) -> Iterator[Any]:
+    """Inputs of every step of the run from `first_step` on, without end."""
+    ...
+
+  def train_batch(self, inputs: Any, step: jax.Array) -> Batch:
+    """The batch of step `step` of the run; to be compiled."""
+    ...
+
+  def eval_inputs(self, split: str) -> Iterator[Any]:
+    """Inputs of all batches of 'validation' or 'test'."""
+    ...
+
+  def eval_batch(self, inputs: Any) -> Batch:
+    """The batch; to be compiled. Weights of 0 mark padding."""
+    ...
+
+  def broken_names(self) -> list[str]:
+    """The images that could not be decoded, for people."""
+    ...
+
+
+def streams(data: Data) -> bool:
+  """Whether images are streamed; else they lie on the device."""
+  return data.folder is not None or data.name not in memory.NAMES
+
+
+def open_source(
+  data: Data, *, seed: int, batch_size: int, eval_batch_size: int
+) -> Source:
+  """Opens a data set.
+
+  Raises:
+    UserError: it is unknown, missing, damaged or too small.
+  """
+  source = (Streamed if streams(data) else Resident)(
+    data, seed=seed, batch_size=batch_size, eval_batch_size=eval_batch_size
+  )
+  if batch_size > source.images:
+    raise errors.UserError(
+      f'batch_size is {batch_size}, but there are {source.images} images to'
+      ' train on; make it smaller'
+    )
+  return source

@@ -1,0 +1,112 @@
+"""Data sets of tensorflow-datasets: where they lie, and preparing them."""
+
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+from dnal_jax import errors
+from dnal_jax.data.crops import import_tensorflow
+
+# What tensorflow-datasets cannot download, and must be got by hand.
+_BY_HAND = {
+  'imagenet2012': ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')
+}
+
+
+def root(name: str, directory: str | None) -> str:
+  """The directory of prepared data sets: the one given (data.dir), else
+  TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+  Raises:
+    UserError: the one that was named is not there.
+  """
+  given = directory or os.environ.get('TFDS_DATA_DIR')
+  if not given:
+    return str(pathlib.Path('~/tensorflow_datasets').expanduser())
+  if '://' not in given and not pathlib.Path(given).is_dir():
+    key = 'data.dir' if directory else 'TFDS_DATA_DIR'
+    raise errors.UserError(
+      f"{key} is '{given}', which is not a directory; create it, or name the"
+      f' one that holds {name}/'
+    )
+  return given
+
+
+def digest(info: pathlib.Path) -> str:
+  """Names a prepared data set by the content of its dataset_info.json, so
+  that another version is another name."""
+  return hashlib.sha256(info.read_bytes()).hexdigest()[:16]
+
+
+def prepared(name: str, directory: str | None) -> Any:
+  """The builder of a prepared data set; prepares it if tfds can download it.
+
+  Raises:
+    UserError: there is no such data set, or it cannot be prepared; says how.
+  """
+  where = root(name, directory)
+  builder = _builder(name, where)
+  if builder.is_prepared():
+    return builder
+  if name in _BY_HAND:
+    raise errors.UserError(
+      f"data set '{name}' is not prepared in '{where}'. Get"
+      f' {" and ".join(_BY_HAND[name])} from image-net.org, then: python -m'
+      f' dnal_jax.prepare --dataset={name} --data_dir={where} --manual_dir=TARS'
+    )
+  _download(builder, where)
+  return builder
+
+
+def prepare(
+  name: str, directory: str | None, manual: str | None
+) -> pathlib.Path:
+  """Prepares a data set, if need be from files in `manual`; where it is.
+
+  Raises:
+    UserError: a file is missing, or preparing fails.
+  """
+  where = root(name, directory)
+  builder = _builder(name, where)
+  if not builder.is_prepared():
+    tars = pathlib.Path(manual or pathlib.Path(where) / 'downloads' / 'manual')
+    lacking = [f for f in _BY_HAND.get(name, ()) if not (tars / f).exists()]
+    if lacking:
+      raise errors.UserError(
+        f"'{tars}' lacks {' and '.join(lacking)}, which must be got by hand;"
+        ' put both tars there, or name another --manual_dir'
+      )
+    _download(builder, where, str(tars))
+  return builder.data_path
+
+
+def _builder(name: str, where: str) -> Any:
+  try:
+    import_tensorflow()
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise errors.UserError(
+      f"data set '{name}' is read by tensorflow-datasets, which does not"
+      f' import here ({error}); pip install -r requirements.txt'
+    ) from error
+  try:
+    return tfds.builder(name, data_dir=where)
+  except tfds.core.DatasetNotFoundError as error:
+    hint = errors.did_you_mean(name, ['digits', *tfds.list_builders()])
+    raise errors.UserError(f"data.name is '{name}'{hint}") from error
+
+
+def _download(builder: Any, where: str, manual: str | None = None) -> None:
+  import tensorflow_datasets as tfds
+
+  config = tfds.download.DownloadConfig(manual_dir=manual)
+  try:
+    builder.download_and_prepare(download_config=config)
+  except Exception as error:  # network, disk, checksums: tfds has no one type
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise errors.UserError(
+      f"data set '{builder.name}' is not prepared in '{where}' and could not"
+      f' be ({reason}); set TFDS_DATA_DIR or data.dir to a directory that'
+      ' holds it'
+    ) from error
