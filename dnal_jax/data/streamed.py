@@ -45,6 +45,14 @@ class Streamed:
     self._data, self._seed = data, seed
     self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
     self._host = host
+    for key, size in (
+      ('batch_size', batch_size),
+      ('eval_batch_size', eval_batch_size),
+    ):
+      if size % host[1]:
+        raise errors.UserError(
+          f'{key} is {size}, which {host[1]} hosts cannot share evenly'
+        )
     opened = records.open_splits(data)
     train, validation = splits.held_out(len(opened.train), data)
     self._splits = {
