@@ -44,6 +44,7 @@ MAY_IMPORT = {
   },
   'cli': set(),
   'main': {'cli', 'report', 'settings', 'train'},
+  'prepare': {'cli', 'data'},
   'summary': {'cli', 'compact', 'folder', 'models', 'settings'},
 }
 # The compute core starts fast and runs where TensorFlow is not installed.

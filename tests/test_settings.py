@@ -11,7 +11,7 @@ import pytest
 from dnal_jax import compact, errors, settings, trees
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
-SHARED = {'recipe', 'small_images'}
+SHARED = {'recipe', 'small_images', 'imagenet'}
 RUNNABLE = [p for p in sorted(CONFIGS.glob('*.py')) if p.stem not in SHARED]
 
 
@@ -117,6 +117,12 @@ def test_cifar_schedule_continues_where_the_warmup_broke_off():
     ('order', ('warmup', 'warmup'), 'twice'),
     ('order', ('warmup', 'finetune'), 'no stage before it searches'),
     ('data', 3, 'data is 3; it must have the keys'),
+    ('compute_dtype', 'bfloat61', "did you mean 'bfloat16'"),
+    ('checkpoint_steps', 0, 'checkpoint_steps is 0; it must be positive'),
+    ('stages.warmup.label_smoothing', 1.0, r'label_smoothing is 1.0; it must'),
+    ('stages.warmup.ema', -0.1, r'ema is -0.1; it must be in \[0, 1\)'),
+    ('stages.warmup.train.weights.nesterov', 1, 'must be of type bool'),
+    ('data.classes', None, "data.classes must be set for 'digits'"),
   ],
 )
 def test_refused(config, path, value, message):
@@ -139,3 +145,33 @@ def test_missing_key(config):
 def test_pruning_without_finetuning_is_allowed(config):
   config['stages']['finetune']['epochs'] = 0
   assert settings.parse(config).stages[2].epochs == 0
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    ('short_side', 200, 'short_side is 200, less than data.image, 224'),
+    ('crop_scale', (0.5, 0.2), 'must be two shares of the area'),
+    ('crop_scale', (0.5,), 'must be two shares of the area'),
+    ('crop_pad', 4, "'imagenet2012' is cropped by data.crop_scale"),
+    ('mean', (0.5,), 'must be of one length'),
+    ('folder', '/nowhere', "'/nowhere', which has no directory 'train'"),
+  ],
+)
+def test_refused_of_streamed_images(key, value, message):
+  config = load(CONFIGS / 'mbv2_imagenet.py').to_dict()
+  config['network']['name'] = 'resnet8_digits'  # walked faster
+  assert settings.parse(config).classes == 1000
+  config['data'][key] = value
+  with pytest.raises(errors.UserError, match=message):
+    settings.parse(config)
+
+
+def test_one_flag_sets_all_stages():
+  config = load(CONFIGS / 'quickstart.py')
+  config.label_smoothing, config.ema, config.nesterov = 0.1, 0.99, True
+  parsed = settings.parse(config.to_dict())
+  assert [s.label_smoothing for s in parsed.stages] == [0.1, 0.1, 0.1]
+  assert [s.ema for s in parsed.stages] == [0.99, 0.0, 0.99]
+  assert parsed.stages[0].train['weights'].nesterov
+  assert not parsed.stages[1].train['gates'].nesterov

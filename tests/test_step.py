@@ -1,16 +1,24 @@
 """One step of each stage: what moves, what must not, and a dozen numbers."""
 
+import dataclasses
 from functools import partial
 import re
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import models, trees
+from dnal_jax import layers, models, trees
 from dnal_jax.stages import Group, LearningRate, Stage
-from dnal_jax.step import Batch, begin, eval_step, train_step
+from dnal_jax.step import (
+  Batch,
+  begin,
+  cross_entropy,
+  eval_step,
+  train_step,
+)
 
 RATE = LearningRate(0.1)
 WARMUP = Stage('warmup', 2, {'w': Group('params/.*', RATE, 0.9, 1e-4)})
@@ -123,6 +131,103 @@ def test_eval_step_ignores_padding():
   assert float(part['images']) == 10
   assert float(part['top1']) == (best[:, :1] == label)[:10].sum()
   assert float(whole['top5']) == (best[:, :5] == label).any(-1).sum()
+
+
+def test_label_smoothing_by_hand():
+  """-sum over classes of target * log p, the target 0.9 + 0.1/4 and 0.1/4."""
+  scores = np.array([[2.0, 0.0, -1.0, 0.5]])
+  p = np.exp(scores[0]) / np.exp(scores[0]).sum()
+  target = np.full(4, 0.1 / 4)
+  target[2] += 0.9
+  got = cross_entropy(scores, np.array([2]), 0.1)
+  assert float(got[0]) == pytest.approx(-(target * np.log(p)).sum(), rel=1e-6)
+
+
+def steps_of(stage, n):
+  net, batch, variables = setting()
+  step = jax.jit(partial(train_step, net=net, stage=stage, steps_per_epoch=5))
+  states = [start(stage, variables)]
+  for _ in range(n):
+    states.append(step(states[-1], batch)[0])
+  return states
+
+
+def test_average_is_the_recurrence_and_the_result():
+  """decay min(0.15, (1 + t) / (10 + t)) in step t, from the first weights."""
+  states = steps_of(dataclasses.replace(WARMUP, ema=0.15), 3)
+  plain = steps_of(WARMUP, 3)[-1]
+  jax.tree.map(np.testing.assert_array_equal, states[-1].params, plain.params)
+  want = states[0].params
+  for t, state in enumerate(states[1:]):
+    decay = min(0.15, (1 + t) / (10 + t))
+    want = jax.tree.map(
+      lambda a, b, d=decay: d * a + (1 - d) * b, want, state.params
+    )
+  params, batch_stats = states[-1].result
+  close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+  jax.tree.map(close, params, want)
+  moved = trees.flatten(batch_stats)['conv1_1/bn/mean']
+  last = trees.flatten(states[-1].batch_stats)['conv1_1/bn/mean']
+  assert not np.array_equal(moved, last)
+  params, batch_stats = plain.result
+  assert params is plain.params
+  assert batch_stats is plain.batch_stats
+
+
+def test_nesterov_looks_ahead():
+  """The first step of heavy ball is lr * g, of Nesterov lr * (1 + 0.9) * g."""
+  group = WARMUP.train['w']
+  nesterov = dataclasses.replace(group, nesterov=True)
+  changes = []
+  for g in (group, nesterov):
+    before, after = steps_of(dataclasses.replace(WARMUP, train={'w': g}), 1)
+    leaves = (
+      trees.flatten(s.params)['conv2_1/kernel'] for s in (after, before)
+    )
+    changes.append(np.subtract(*leaves))
+  np.testing.assert_allclose(changes[1], 1.9 * changes[0], rtol=1e-3, atol=1e-8)
+
+
+def test_bfloat16_step_keeps_32_bits_of_what_lasts():
+  net, batch, variables = setting()
+  step = jax.jit(partial(train_step, net=net, stage=WARMUP, steps_per_epoch=5))
+  half = batch._replace(image=jnp.asarray(batch.image, jnp.bfloat16))
+  after, metrics = step(start(WARMUP, variables), half)
+  dtypes = {str(a.dtype) for a in jax.tree.leaves(after)}
+  assert dtypes == {'float32', 'int32'}
+  _, exact = step(start(WARMUP, variables), batch)
+  assert metrics['loss'].dtype == jnp.float32
+  assert float(metrics['loss']) != float(exact['loss'])
+  np.testing.assert_allclose(metrics['loss'], exact['loss'], rtol=0.02)
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('vgg7_digits', 'resnet8_digits', 'resnet50', 'vgg16_cifar'),
+    *('mobilenet_v2_digits', 'proxyless_digits'),
+  ],
+)
+def test_every_layer_computes_in_the_dtype_of_the_images(name, train):
+  variant = models.get(name)
+  net, outs = variant.build(classes=10), []
+  image = jnp.zeros((2, variant.image, variant.image, 3), jnp.bfloat16)
+  variables = jax.eval_shape(net.init, jax.random.key(0), image)
+  with nn.intercept_methods(partial(_record_dtype, outs)):
+    jax.eval_shape(
+      partial(net.apply, train=train, mutable=['batch_stats']), variables, image
+    )
+  *inside, logits = outs
+  assert set(inside) == {jnp.dtype('bfloat16')}
+  assert logits == jnp.float32
+
+
+def _record_dtype(outs, call, args, kwargs, context):
+  out = call(*args, **kwargs)
+  if isinstance(context.module, layers.ConvBn | layers.Gate | layers.Dense):
+    outs.append(out.x.dtype)
+  return out
 
 
 # Loss, sum of hits, penalty; then sums over all parameters, logits and running

@@ -1,0 +1,301 @@
+"""How fast training images are read, beside what PyTorch users have.
+
+  pip install -r requirements-bench.txt
+  python benchmarks/input_pipeline.py [--images=2000] [--workers=N]
+    [--rounds=5] [--json=FILE]
+
+Measures images per second and core, from JPEG files to batches of 64 crops of
+224 x 224, of
+
+- ours, from an image folder and from the TFRecords of tensorflow-datasets:
+  uint8 on the JAX CPU device (normalising them is part of the train step);
+- the torchvision way, written out here: PIL, RandomResizedCrop, flip, tensor,
+  normalised, in the worker processes of a DataLoader;
+- whole images decoded, by TensorFlow and by PIL in the same DataLoader: the
+  limit for whoever decodes them whole. Ours decodes the crop only and, unlike
+  PIL, does not antialias it.
+
+In each round every variant runs once, alone, on the same cores: some batches
+untimed, then as many timed as in any other, with more to come, so that neither
+filling nor emptying queues counts; nor does the disk, as files are cached.
+"""
+
+import argparse
+from collections.abc import Callable, Generator
+from functools import partial
+import gc
+import json
+import math
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+# Worker processes import this file, too: no JAX and no TensorFlow up here.
+import numpy as np
+
+try:
+  import PIL.Image
+  import torch.utils.data  # pyright: ignore[reportMissingImports]
+except ImportError as error:
+  print(f'{error}: pip install -r requirements-bench.txt', file=sys.stderr)
+  sys.exit(2)
+
+BATCH, SIDE, SCALE, VALIDATION = 64, 224, (0.08, 1.0), 8
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLASSES = ('ant', 'bee', 'cow', 'dog')
+AHEAD = 2  # batches that a worker process prepares ahead, DataLoader's default
+BASELINE = 'torchvision way'
+Batches = Generator[Any, None, None]  # when closed, leaves nothing running
+
+
+def write_folder(root: pathlib.Path, images: int) -> list[str]:
+  """Photographs as train/CLASS/*.jpg, and two of each class in val; 70 % are
+  500 x 375 pixels, the others upright. The files of train."""
+  from photographs import jpeg
+
+  rng = np.random.default_rng(0)
+  files = []
+  for i in range(images + 2 * len(CLASSES)):
+    part = 'train' if i < images else 'val'
+    size = (500, 375) if rng.random() < 0.7 else (375, 500)
+    file = root / part / CLASSES[i % len(CLASSES)] / f'{i}.jpg'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(jpeg(i, *size, rng=rng))
+    files.append(str(file))
+  return files[:images]
+
+
+def write_tfrecords(folder: pathlib.Path, root: pathlib.Path) -> None:
+  """The same files as the data set 'photographs' of tensorflow-datasets."""
+  import tensorflow_datasets as tfds
+
+  def examples(part):
+    for file in folder.glob(f'{part}/*/*.jpg'):
+      example = {'image': file.read_bytes(), 'label': file.parent.name}
+      yield file.name, example  # bytes are stored as they are
+
+  image = tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg')
+  label = tfds.features.ClassLabel(names=list(CLASSES))
+  tfds.disable_progress_bar()
+  tfds.dataset_builders.store_as_tfds_dataset(
+    'photographs',
+    '1.0.0',
+    features=tfds.features.FeaturesDict({'image': image, 'label': label}),
+    split_datasets={'train': examples('train'), 'test': examples('val')},
+    data_dir=root,
+  )
+
+
+def our_source(name: str = '', **where: str):
+  """The training images of a `folder`, or of the data set `name` in `dir`."""
+  from dnal_jax.data import Data, streamed
+
+  options: Any = {'validation': VALIDATION, 'flip': True, **where}
+  options |= {'image': SIDE, 'classes': len(CLASSES), 'crop_scale': SCALE}
+  data = Data(name, MEAN, STD, **options)
+  return streamed.Streamed(
+    data, seed=0, batch_size=BATCH, eval_batch_size=BATCH
+  )
+
+
+def check_stored(source: Any, files: list[str]) -> None:
+  """The TFRecords hold the bytes of the files, not images encoded anew."""
+  records = source._records['train']
+  stored = {hash(records.read(i)[0].numpy()) for i in range(len(files))}
+  assert stored == {hash(pathlib.Path(file).read_bytes()) for file in files}
+
+
+def our_batches(source: Any) -> Batches:
+  import jax
+
+  for inputs in source.train_inputs(0):
+    yield jax.block_until_ready(inputs)
+
+
+def tensorflow_decodes(files: list[str], workers: int) -> Batches:
+  """One number of each decoded image, by a parallel map on all cores."""
+  from dnal_jax.data.crops import import_tensorflow
+
+  tf = import_tensorflow()
+
+  def decode(path):
+    # Exact, as ours and PIL; TensorFlow's default is a coarser transform.
+    return tf.io.decode_jpeg(
+      tf.io.read_file(path), channels=3, dct_method='INTEGER_ACCURATE'
+    )[0, 0, 0]
+
+  data = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat()
+  yield from data.map(decode, workers).batch(BATCH).prefetch(tf.data.AUTOTUNE)
+
+
+def random_window(width: int, height: int) -> tuple[int, int, int, int]:
+  """RandomResizedCrop's left, top, width, height, as it is documented."""
+  for _ in range(10):
+    area = width * height * torch.empty(1).uniform_(*SCALE).item()
+    logarithm = torch.empty(1).uniform_(math.log(3 / 4), math.log(4 / 3))
+    aspect = math.exp(logarithm.item())
+    w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    if 0 < w <= width and 0 < h <= height:
+      left = int(torch.randint(width - w + 1, (1,)).item())
+      return left, int(torch.randint(height - h + 1, (1,)).item()), w, h
+  w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+  return (width - w) // 2, (height - h) // 2, w, h
+
+
+def torchvision_crop(image: PIL.Image.Image):  # [3, SIDE, SIDE] float32
+  image = image.convert('RGB')
+  left, top, width, height = random_window(*image.size)
+  image = image.crop((left, top, left + width, top + height))
+  image = image.resize((SIDE, SIDE), PIL.Image.Resampling.BILINEAR)
+  if torch.rand(1).item() < 0.5:
+    image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+  pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+  mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
+  return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def decoded(image: PIL.Image.Image):
+  image.load()
+  return image.width
+
+
+class Photographs(torch.utils.data.Dataset):
+  """(what `example` makes of an opened image, label) of every file."""
+
+  def __init__(self, files: list[str], example: Callable):
+    self._files, self._example = files, example
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int):
+    with PIL.Image.open(self._files[index]) as image:
+      return self._example(image), index % len(CLASSES)
+
+
+def torch_loader(files: list[str], workers: int, batches: int, example: Any):
+  """Shuffled epochs; so many batches with all worker processes at work."""
+  dataset: Any = Photographs(files, example)
+  images = (batches + AHEAD * workers) * BATCH
+  return torch.utils.data.DataLoader(
+    dataset,
+    BATCH,
+    sampler=torch.utils.data.RandomSampler(dataset, num_samples=images),
+    num_workers=workers,
+    prefetch_factor=AHEAD,
+    persistent_workers=True,
+    multiprocessing_context='spawn',  # TensorFlow's threads survive no fork
+  )
+
+
+def torch_batches(loader: Any) -> Batches:
+  """Those of the loader; fetches what is under way at the end, so that its
+  worker processes idle until the next round."""
+  batches = iter(loader)
+  try:
+    yield from batches
+  finally:
+    for _ in batches:
+      pass
+
+
+def rate(batches: Batches, untimed: int, timed: int) -> float:
+  """Images per second in `timed` batches after `untimed` ones."""
+  for _ in range(untimed):
+    next(batches)
+  started = time.perf_counter()
+  for _ in range(timed):
+    next(batches)
+  seconds = time.perf_counter() - started
+  batches.close()
+  gc.collect()  # and with it the last of a tf.data pipeline
+  return timed * BATCH / seconds
+
+
+def shown(rounds: list[float]) -> str:
+  median = statistics.median(rounds)
+  return f'{median:.2f} ({min(rounds):.2f} to {max(rounds):.2f})'
+
+
+def measure(root: pathlib.Path, images: int, workers: int, rounds: int):
+  """Images per second and core of every variant, and the ratios."""
+  # Whole turns of all worker processes, which finish batches in turn.
+  timed = workers * max(8, math.ceil(images / BATCH / workers))
+  untimed = max(4, AHEAD * workers)
+  files = write_folder(root / 'folder', images)
+  write_tfrecords(root / 'folder', root)
+  folder = our_source(folder=str(root / 'folder'))
+  tfrecords = our_source('photographs', dir=str(root))
+  check_stored(tfrecords, files)
+  loader = partial(torch_loader, files, workers, untimed + timed)
+  variants: dict[str, Callable[[], Batches]] = {
+    'ours, folder': partial(our_batches, folder),
+    'ours, TFRecords': partial(our_batches, tfrecords),
+    BASELINE: partial(torch_batches, loader(torchvision_crop)),
+    'decode alone, TensorFlow': partial(tensorflow_decodes, files, workers),
+    'decode alone, PIL': partial(torch_batches, loader(decoded)),
+  }
+  rates: dict[str, list[float]] = {name: [] for name in variants}
+  for _ in range(rounds):
+    for name, variant in variants.items():
+      rates[name].append(rate(variant(), untimed, timed) / workers)
+  return {
+    'images': images,
+    'mean_bytes': sum(map(os.path.getsize, files)) / images,
+    'batches_timed': timed,
+    'images_per_second_per_core': rates,
+    'ratios': {
+      name: [a / b for a, b in zip(own, rates[BASELINE], strict=True)]
+      for name, own in rates.items()
+    },
+  }
+
+
+def keep_to(workers: int | None) -> int:
+  """Leaves this process and its children so many cores; how many."""
+  if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
+    return len(os.sched_getaffinity(0))
+  return workers or os.cpu_count() or 1
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  for name, default in (('images', 2000), ('workers', None), ('rounds', 5)):
+    parser.add_argument(f'--{name}', type=int, default=default)
+  parser.add_argument('--json', type=pathlib.Path)
+  flags = parser.parse_args()
+  if flags.images < BATCH + VALIDATION:
+    parser.error(f'--images must be {BATCH + VALIDATION} or more')
+  workers = keep_to(flags.workers)  # before TensorFlow counts them
+  import jax
+
+  from dnal_jax.data.crops import import_tensorflow
+
+  jax.config.update('jax_platforms', 'cpu')
+  processor = platform.processor() or platform.machine()
+  host = {'processor': processor, 'cores': os.cpu_count(), 'workers': workers}
+  for module in (jax, import_tensorflow(), torch, PIL):
+    host[module.__name__] = module.__version__
+  print(', '.join(f'{key} {value}' for key, value in host.items()), flush=True)
+  with tempfile.TemporaryDirectory() as root:
+    os.environ['XDG_CACHE_HOME'] = f'{root}/cache'  # where dnal_jax caches
+    found = measure(pathlib.Path(root), flags.images, workers, flags.rounds)
+  print(
+    '{images} JPEGs of {mean_bytes:.0f} bytes on average, {batches_timed}'
+    f' batches of {BATCH} timed in each round'.format(**found)
+  )
+  print(f'{"":25} {"images/s/core":25} over {BASELINE}')
+  for name, rates in found['images_per_second_per_core'].items():
+    print(f'{name:25} {shown(rates):25} {shown(found["ratios"][name])}')
+  if flags.json:
+    flags.json.write_text(json.dumps({**host, **found}, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  main()
