@@ -29,7 +29,6 @@ import math
 import os
 import pathlib
 import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -218,8 +217,7 @@ def rate(batches: Batches, untimed: int, timed: int) -> float:
 
 
 def shown(rounds: list[float]) -> str:
-  median = statistics.median(rounds)
-  return f'{median:.2f} ({min(rounds):.2f} to {max(rounds):.2f})'
+  return f'{np.median(rounds):.2f} ({min(rounds):.2f} to {max(rounds):.2f})'
 
 
 def measure(root: pathlib.Path, images: int, workers: int, rounds: int):

@@ -62,6 +62,20 @@ class Position:
     self.epoch, self.step = self.epoch + 1, 0
     return sums
 
+  def record(
+    self, loss: float, seconds: float, point: str | None, top1: float
+  ) -> None:
+    """What an epoch leaves in the result; `point` is a key of `top1`."""
+    self.stages[-1]['train_loss'] = loss
+    self.stages[-1]['seconds'] += seconds
+    if point is not None:
+      self.top1[point] = top1
+
+  def told(self) -> str:
+    """Where in the stage, for people."""
+    of = f'{self.epoch} of {self.stages[-1]["epochs"]} epochs'
+    return f'{of} and {self.step} steps done' if self.step else f'{of} done'
+
   @classmethod
   def from_json(cls, value: dict[str, Any]) -> 'Position':
     keep = {gate: tuple(ids) for gate, ids in value['keep'].items()}

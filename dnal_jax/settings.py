@@ -51,10 +51,15 @@ class Settings:
     assert self.data.classes is not None
     return self.data.classes
 
-  def warms_up(self, index: int) -> bool:
-    """Whether the stage is before the first that searches, and one does."""
+  def point(self, index: int) -> str | None:
+    """The point of accuracy that a stage ends at: 'gated' if it searches,
+    'warmup' if it is before the first that does."""
     searches = [stage.delta_end is not None for stage in self.stages]
-    return any(searches) and index < searches.index(True)
+    if searches[index]:
+      return 'gated'
+    return (
+      'warmup' if any(searches[index:]) and not any(searches[:index]) else None
+    )
 
   def build(self) -> models.Network:
     """The full network."""

@@ -68,6 +68,14 @@ class _Run:
     self.steps_per_epoch = source.steps_per_epoch
     self.full = settings.build()
     self.known = compact.walk(self.full, settings.image_shape).gates
+    self.write_architecture = partial(
+      folder.write_architecture,
+      workdir,
+      settings.network.name,
+      settings.network.width,
+      settings.classes,
+      settings.image_shape,
+    )
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
     self._resume_or_start()
     self.metrics = report.Metrics(
@@ -112,10 +120,7 @@ class _Run:
       shapes['batch_stats'],
     )
     self.state = self.checkpoints.restore(number, like)
-    done = f'{self.position.epoch} of {self.stage.epochs} epochs'
-    if self.position.step:
-      done += f' and {self.position.step} steps'
-    print(f"going on with '{self.stage.name}', {done} done")
+    print(f"going on with '{self.stage.name}', {self.position.told()}")
 
   def _set_network(self, keep: layers.Keep) -> None:
     self.net = compact.with_keep(self.full, keep)
@@ -186,10 +191,7 @@ class _Run:
     bar.close()
 
   def _epoch(
-    self,
-    stage: engine.Compiled,
-    inputs: Iterator[Any],
-    bar: report.StageBar,
+    self, stage: engine.Compiled, inputs: Iterator[Any], bar: report.StageBar
   ) -> None:
     """Trains to the end of the epoch, evaluates, and tells of it."""
     position, searches = self.position, self.stage.delta_end is not None
@@ -208,35 +210,25 @@ class _Run:
       validation=self.evaluate(self.net, self._variables(gates), 'validation'),
       census=census if searches else None,
     )
-    record = position.stages[-1]
-    record['train_loss'] = row['loss']
-    record['seconds'] += sums['seconds'] + time.perf_counter() - evaluation
-    if searches:
-      position.top1['gated'] = row['validation_top1']
-    elif self.settings.warms_up(position.stage):
-      position.top1['warmup'] = row['validation_top1']
+    seconds = sums['seconds'] + time.perf_counter() - evaluation
+    point = self.settings.point(position.stage)
+    position.record(row['loss'], seconds, point, row['validation_top1'])
     self.metrics.write(row, gating.by_path(gates) if searches else {})
     bar.tell(report.epoch_line(row))
 
   def _steps(
-    self,
-    stage: engine.Compiled,
-    inputs: Iterator[Any],
-    bar: report.StageBar,
+    self, stage: engine.Compiled, inputs: Iterator[Any], bar: report.StageBar
   ) -> None:
     """The steps that are left of the epoch; saves now and then."""
     position = self.position
     while position.step < self.steps_per_epoch:
       started = time.perf_counter()
       every = self.settings.checkpoint_steps or self.steps_per_epoch
+      steps = min(
+        every - position.step % every, self.steps_per_epoch - position.step
+      )
       self.state, metrics = engine.train(
-        stage,
-        self.state,
-        inputs,
-        steps=min(
-          every - position.step % every, self.steps_per_epoch - position.step
-        ),
-        told=bar.step,
+        stage, self.state, inputs, steps=steps, told=bar.step
       )
       position.add(metrics, time.perf_counter() - started)
       engine.check_finite(position.sums['loss'], self.stage, position.epoch + 1)
@@ -262,7 +254,7 @@ class _Run:
       threshold=threshold,
       image_shape=self.settings.image_shape,
       evaluator=self.evaluate,
-      decided=self._write_architecture,
+      decided=self.write_architecture,
     )
     self._set_network(result.keep)
     self.position.keep = dict(result.keep)
@@ -275,17 +267,6 @@ class _Run:
     )
     return result.params, self._zeros(), result.batch_stats
 
-  def _write_architecture(self, keep: layers.Keep) -> None:
-    settings = self.settings
-    folder.write_architecture(
-      self.workdir,
-      settings.network.name,
-      settings.network.width,
-      settings.classes,
-      settings.image_shape,
-      keep,
-    )
-
   def _finish(self) -> dict[str, Any]:
     """The last evaluation, the only one on test; the model and the result."""
     gates = self.stage.gates(self.state.logits, max(self.stage.epochs - 1, 0))
@@ -294,7 +275,7 @@ class _Run:
     test = self.evaluate(self.net, variables, 'test')
     pruned = bool(self.position.keep)
     if not pruned:
-      self._write_architecture(self.known)
+      self.write_architecture(self.known)
     folder.write_model(self.workdir, jax.device_get(variables))
     count = partial(compact.count, image_shape=self.settings.image_shape)
     result = report.result(

@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import itertools
+import shutil
 
+from commands import SHORT, fail, result, succeed
 import jax
 import numpy as np
 from photographs import jpeg, photographs
@@ -11,6 +13,7 @@ from PIL import Image
 import pytest
 from scipy import stats
 
+import dnal_jax
 from dnal_jax import errors
 from dnal_jax.data import Data, crops, records, streamed
 
@@ -268,8 +271,6 @@ def test_validation_images_do_not_train(folder):
 @pytest.fixture
 def damaged(folder, tmp_path):
   """The folder with a truncated JPEG, and an empty file named .jpg."""
-  import shutil
-
   root = tmp_path / 'damaged'
   shutil.copytree(folder, root)
   whole = root / 'train' / 'bee' / '7.jpg'
@@ -330,3 +331,35 @@ def test_record_file_that_was_cut_short(tmp_path):
   assert list(offsets) == [0, 21, 37]
   with pytest.raises(errors.UserError, match='record, at byte 37, should end'):
     records._offsets(path, path.stat().st_size - 1)
+
+
+FLAGS = (
+  *('--config.network.name=resnet8_digits', '--config.data.image=32'),
+  *('--config.data.short_side=36', '--config.data.validation=5'),
+  *('--config.batch_size=4', '--config.eval_batch_size=4'),
+  *('--config.tensorboard=False', '--config.checkpoint_steps=3', *SHORT),
+)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_folder_by_one_flag(damaged, tmp_path):
+  """Told on the command line: what is broken, then how many were skipped."""
+  flags = (f'--config.data.folder={damaged}', *FLAGS)
+  config = 'configs/mbv2_imagenet.py'
+  stopped = tmp_path / 'stopped'
+  told = fail(stopped, *flags, config=config)
+  assert told.endswith(
+    'bee/7.jpg; replace it, or set data.skip_broken=True to go on without'
+  )
+  assert not (stopped / 'metrics.jsonl').read_text()
+  flags += ('--config.data.skip_broken=True',)
+  printed = succeed(tmp_path / 'run', *flags, config=config)
+  assert '2 images could not be decoded and were skipped' in printed
+  got = result(tmp_path / 'run')
+  assert got['dataset'] == str(damaged)
+  net, _ = dnal_jax.load(tmp_path / 'run')
+  assert net.classes == 3
+  told = fail(
+    tmp_path / 'other', *flags, '--config.data.classes=9', config=config
+  )
+  assert f"data.classes is 9, but '{damaged}' has 3 classes" in told
