@@ -5,6 +5,7 @@ run goes on from the newest one as if nothing had happened.
 """
 
 from collections.abc import Iterator, Mapping
+import contextlib
 from functools import partial
 import pathlib
 import time
@@ -184,10 +185,10 @@ class _Run:
       self.settings.batch_size,
       done=done_of_stage,
     )
-    inputs = self.source.train_inputs(done)
-    while position.epoch < self.stage.epochs:
-      self._epoch(compiled, inputs, bar)
-      self._save()
+    with contextlib.closing(self.source.train_inputs(done)) as inputs:
+      while position.epoch < self.stage.epochs:
+        self._epoch(compiled, inputs, bar)
+        self._save()
     bar.close()
 
   def _epoch(

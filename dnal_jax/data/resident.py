@@ -3,7 +3,7 @@
 N images in all, B batch, H height, W width, C channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ class Resident:
     self.steps_per_epoch = self.images // batch_size
     self.broken: dict[str, list[int]] = {}
 
-  def train_inputs(self, first_step: int) -> Iterator[Any]:
+  def train_inputs(self, first_step: int) -> Generator[Any, None, None]:
     """(images [N, H, W, C] uint8, labels [N] int32, order [N] int32) of every
     step of the run from `first_step` on."""
     step = first_step

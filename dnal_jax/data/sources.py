@@ -1,6 +1,6 @@
 """What a run needs of a data set, wherever its images lie."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -23,7 +23,7 @@ class Source(Protocol):
   steps_per_epoch: int
   broken: dict[str, list[int]]  # records without which the run goes on
 
-  def train_inputs(self, first_step: int) -> Iterator[Any]:
+  def train_inputs(self, first_step: int) -> Generator[Any, None, None]:
     """Inputs of every step of the run from `first_step` on, without end."""
     ...
 

@@ -8,7 +8,7 @@ one permutation, and no image is read twice.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 import ctypes
 import functools
 import os
@@ -74,7 +74,7 @@ class Streamed:
     # Records that could not be decoded, and are replaced by their successors.
     self.broken: dict[str, list[int]] = {name: [] for name in self._records}
 
-  def train_inputs(self, first_step: int) -> Iterator[Any]:
+  def train_inputs(self, first_step: int) -> Generator[Any, None, None]:
     """(images [B, H, W, C] uint8, labels [B] int32), on the device, of every
     step of the run from `first_step` on."""
     ids = self._splits['train'][1]
