@@ -28,6 +28,7 @@ def jpeg(
   *,
   rng: np.random.Generator,
   mode: str = 'RGB',
+  quality: int = 95,
 ) -> bytes:
   """A random part of photograph `number`, modulo six, width x height pixels."""
   photograph = photographs()[number % len(photographs())]
@@ -41,5 +42,5 @@ def jpeg(
     box=(left, top, left + share * width, top + share * height),
   )
   file = io.BytesIO()
-  part.convert(mode).save(file, 'JPEG', quality=95)
+  part.convert(mode).save(file, 'JPEG', quality=quality)
   return file.getvalue()

@@ -15,7 +15,8 @@ Published, not measured by us (macs, params, top-1, top-5):
 Cost: 6 x 0.301 G macs x 1.27 M images x 180 epochs at 10 TFLOP/s = 11 hours of
 one accelerator, 8 for the baseline. Computed, not measured: a step is taken
 for three forward passes of 2 operations a mac, every stage's for a warm-up's,
-and the rate for a twentieth of a TPU v5e's peak of 197 TFLOP/s in bfloat16,
+and the rate for a twentieth of a TPU v5e's peak of 197 TFLOP/s with
+--config.compute_dtype=bfloat16,
 because depthwise convolutions are bound by memory.
 
 All numbers are those of the paper's code, but the baseline's learning rate:

@@ -14,7 +14,8 @@ candidates survive in each block.
 Cost: 6 x 2.26 G macs x 1.27 M images x 220 epochs at 10 TFLOP/s = 105 hours of
 one accelerator, 72 for the baseline. Computed, not measured: a step is taken
 for three forward passes of 2 operations a mac, every stage's for a warm-up's,
-and the rate for a twentieth of a TPU v5e's peak of 197 TFLOP/s in bfloat16,
+and the rate for a twentieth of a TPU v5e's peak of 197 TFLOP/s with
+--config.compute_dtype=bfloat16,
 because depthwise convolutions are bound by memory.
 
 All numbers are those of the paper's code, but the baseline's learning rate:

@@ -17,7 +17,8 @@ Published, not measured by us (macs, params, top-1, top-5):
 Cost: 6 x 4.09 G macs x 1.27 M images x 110 epochs at 50 TFLOP/s = 19 hours of
 one accelerator, 16 for the baseline. Computed, not measured: a step is taken
 for three forward passes of 2 operations a mac, every stage's for a warm-up's,
-and the rate for a quarter of a TPU v5e's peak of 197 TFLOP/s in bfloat16.
+and the rate for a quarter of a TPU v5e's peak of 197 TFLOP/s with
+--config.compute_dtype=bfloat16.
 
 All numbers are those of the paper's code, but the baseline's learning rate:
 divided by 10 every 30 epochs, PyTorch's custom for 90.

@@ -30,6 +30,7 @@ class Position:
     )
   )
   compact_max_abs_diff: float | None = None
+  images: int = 0  # to train on
   broken: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
   def begin_stage(self, name: str, epochs: int, steps: int) -> None:
@@ -61,6 +62,14 @@ class Position:
     sums, self.sums = self.sums, {}
     self.epoch, self.step = self.epoch + 1, 0
     return sums
+
+  def check(self, title: str, images: int) -> None:
+    """Raises UserError if the data has changed since the run began."""
+    if images != self.images:
+      raise errors.UserError(
+        f"'{title}' had {self.images} images to train on when this run began,"
+        f' now it has {images}; bring it back, or choose another --workdir'
+      )
 
   def record(
     self, loss: float, seconds: float, point: str | None, top1: float

@@ -38,7 +38,7 @@ def run(body: Callable[[Sequence[str]], None]) -> None:
   except (errors.UserError, OSError) as error:
     _give_up(error)
   except KeyboardInterrupt:
-    print('\ninterrupted; the same command goes on from the last epoch')
+    print('\ninterrupted; the same command goes on from the last checkpoint')
     sys.exit(130)
 
 

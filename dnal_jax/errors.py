@@ -16,4 +16,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
   known = sorted(known)
   near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
   hint = f" (did you mean '{near[0]}'?)" if near else ''
+  if len(known) > 50:
+    return hint or ', which is not known'
   return f'{hint}; known: {", ".join(known)}'

@@ -30,6 +30,8 @@ from dnal_jax import compact, errors, layers, models, trees
 
 SCHEMA_VERSION = 1
 _WEIGHTS = 'model/variables.safetensors'
+# A run that has met a broken image may go on without it.
+_MAY_CHANGE = ('data.skip_broken',)
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -75,6 +77,8 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     raise errors.UserError(f"'{path}' is not a config.json of ours")
   config = json.loads(json.dumps(config))  # tuples become lists, as on disk
   ours, theirs = _leaves(config), _leaves(theirs['config'])
+  for key in _MAY_CHANGE:
+    theirs[key] = ours.get(key)
   differing = [
     f'{key} (folder: {theirs.get(key)}, now: {ours.get(key)})'
     for key in sorted(ours.keys() | theirs.keys())

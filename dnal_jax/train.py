@@ -103,7 +103,7 @@ class _Run:
   def _resume_or_start(self) -> None:
     latest = self.checkpoints.latest()
     if latest is None:
-      self.position = checkpoint.Position()
+      self.position = checkpoint.Position(images=self.source.images)
       self._set_network({})
       image = jnp.zeros((1, *self.settings.image_shape))
       key = jax.random.key(self.settings.seed)
@@ -111,6 +111,7 @@ class _Run:
       self._begin(variables['params'], self._zeros(), variables['batch_stats'])
       return
     number, self.position = latest
+    self.position.check(self.settings.data.title, self.source.images)
     self.source.broken.update(self.position.broken)
     self._set_network(self.position.keep)
     shapes = self.walk.shapes

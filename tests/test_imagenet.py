@@ -26,8 +26,6 @@ TINY = (
   *('--config.stages.finetune.epochs=1', '--config.checkpoint_steps=2'),
   *('--config.tensorboard=False', '--config.penalty=0.01'),
 )
-# Programs of so many layers take longer to optimise than to run.
-ENV = {**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
 
 
 def add(tar, name, data):
@@ -85,6 +83,13 @@ def imagenet(tmp_path_factory):
   return root
 
 
+def environment(imagenet):
+  """Programs of so many layers take longer to optimise than to run."""
+  flag = '--xla_backend_optimization_level=0'
+  cache = str(imagenet / 'cache')  # of where the records lie
+  return {**os.environ, 'XLA_FLAGS': flag, 'XDG_CACHE_HOME': cache}
+
+
 def run(imagenet, name, workdir, *flags):
   """A run of configs/NAME.py on the small ImageNet; what it printed."""
   done = subprocess.run(
@@ -96,7 +101,7 @@ def run(imagenet, name, workdir, *flags):
       config=f'configs/{name}.py',
     ),
     cwd=ROOT,
-    env=ENV,
+    env=environment(imagenet),
     capture_output=True,
     text=True,
     check=False,
@@ -111,7 +116,7 @@ def kill_at_checkpoint(imagenet, name, workdir, number):
   process = subprocess.Popen(
     command(workdir, *flags, config=f'configs/{name}.py'),
     cwd=ROOT,
-    env=ENV,
+    env=environment(imagenet),
     stdout=subprocess.DEVNULL,
     start_new_session=True,
   )
@@ -129,6 +134,8 @@ def test_mobilenet_v2_through_all_stages_killed_and_resumed(imagenet, tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   printed = run(imagenet, 'mbv2_imagenet', whole)
   assert 'cut to' in printed
+  tables = (imagenet / 'cache' / 'dnal_jax').glob('imagenet2012-*-records.npz')
+  assert len(list(tables)) == 2  # where the records of each split lie
   got = result(whole)
   assert set(got) == KEYS
   assert (got['network'], got['dataset']) == ('mobilenet_v2', 'imagenet2012')

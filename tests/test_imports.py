@@ -22,7 +22,7 @@ MAY_IMPORT = {
   'data': {'step'},
   'checkpoint': set(),
   'engine': {'data', 'gating', 'stages', 'step'},
-  'pruning': {'compact', 'data', 'evaluate', 'gating', 'layers', 'stages'},
+  'pruning': {'compact', 'evaluate', 'gating', 'layers', 'stages'},
   'evaluate': {'compact', 'data', 'step'},
   'folder': {'compact', 'layers', 'models'},
   'report': {'checkpoint', 'compact', 'settings', 'stages'},

@@ -301,6 +301,28 @@ def test_a_truncated_jpeg_is_skipped_if_the_config_says_so(damaged, capsys):
   assert len(opened.broken_names()) == 2
 
 
+def test_resuming_meets_the_same_broken_images_again(folder, tmp_path):
+  """A JPEG that lacks its last rows fails in low crops only, so what is known
+  at a step must be what was known when its batch was read, not later."""
+  root = tmp_path / 'folder'
+  shutil.copytree(folder, root)
+  for name in ('ant/6.jpg', 'bee/10.jpg', 'cow/14.jpg', 'ant/18.jpg'):
+    image = root / 'train' / name
+    data = jpeg(int(image.stem), 90, 70, rng=np.random.default_rng(0))
+    image.write_bytes(data[: int(0.9 * len(data))])
+  options = {'skip_broken': True, 'validation': 15, 'seed': 16}
+  opened = source(root, **options)  # 12 images: 3 steps an epoch
+  known, steps = [{**opened.broken}], []
+  for batch in itertools.islice(opened.train_inputs(0), 15):
+    steps.append(jax.device_get(batch))
+    known.append({**opened.broken})
+  assert known[0]['train'] != known[-1]['train']
+  for first in range(1, 12):
+    again = source(root, **options)
+    again.broken.update(known[first])
+    assert_same(steps[first:], take(again, first, 15 - first))
+
+
 def test_a_class_without_images_is_named(folder, damaged):
   for image in (damaged / 'train' / 'cow').iterdir():
     image.rename(image.with_suffix('.txt'))
@@ -352,13 +374,22 @@ def test_a_run_on_a_folder_by_one_flag(damaged, tmp_path):
     'bee/7.jpg; replace it, or set data.skip_broken=True to go on without'
   )
   assert not (stopped / 'metrics.jsonl').read_text()
-  flags += ('--config.data.skip_broken=True',)
-  printed = succeed(tmp_path / 'run', *flags, config=config)
+  flags += ('--config.data.skip_broken=True',)  # a key that may change
+  printed = succeed(stopped, *flags, config=config)
+  stopped.rename(tmp_path / 'run')
   assert '2 images could not be decoded and were skipped' in printed
   got = result(tmp_path / 'run')
   assert got['dataset'] == str(damaged)
   net, _ = dnal_jax.load(tmp_path / 'run')
   assert net.classes == 3
+  # The same folder goes on without it, but not with another set of images.
+  killed = tmp_path / 'killed'
+  shutil.copytree(tmp_path / 'run', killed)
+  (killed / 'result.json').unlink()
+  extra = damaged / 'train' / 'ant' / '0.jpg'
+  shutil.copy(extra, extra.with_name('new.jpg'))
+  told = fail(killed, *flags, config=config)
+  assert 'had 22 images to train on when this run began, now it has 23' in told
   told = fail(
     tmp_path / 'other', *flags, '--config.data.classes=9', config=config
   )

@@ -188,7 +188,7 @@ def _folder(data: Data) -> Opened:
     if empty:
       raise errors.UserError(
         f"'{root / part}' has no image of {', '.join(empty)} (.jpg, .jpeg or"
-        ' .png); add some, or remove the class from both train and val'
+        ' .png); add some, or remove that directory from both train and val'
       )
     labels = [names.index(example.label) for example in examples]
     opened.append(Files([str(e.image_path) for e in examples], labels))

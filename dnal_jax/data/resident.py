@@ -4,6 +4,7 @@ N images in all, B batch, H height, W width, C channels.
 """
 
 from collections.abc import Generator, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ class Resident:
     self._train = jax.device_put(splits.train)
     self._validation = jax.device_put(splits.validation)
     self._test = splits.test  # read once, at the end
-    self._order = jax.jit(batches.epoch_order, static_argnums=2)
+    self._order = jax.jit(partial(batches.epoch_order, seed), static_argnums=1)
     self.images = len(splits.train.labels)
     self.steps_per_epoch = self.images // batch_size
     self.broken: dict[str, list[int]] = {}
@@ -35,7 +36,7 @@ class Resident:
     step = first_step
     while True:
       epoch, at = divmod(step, self.steps_per_epoch)
-      order = self._order(self._seed, epoch, self.images)
+      order = self._order(epoch, self.images)
       for _ in range(at, self.steps_per_epoch):
         yield *self._train, order
         step += 1

@@ -28,9 +28,9 @@ _CORES = (
   if hasattr(os, 'sched_getaffinity')
   else (os.cpu_count() or 1)
 )
-# For each step from the given one on: [B', 3] int64, rows of (number of the
-# image in the run, number of its record, weight).
-Rows = Callable[[int], Iterator[np.ndarray]]
+# For each step from the given one on, with the records known to be broken:
+# [B', 3] int64, rows of (number of the image in the run, record, weight).
+Rows = Callable[[int, list[int]], Iterator[np.ndarray]]
 
 
 class Streamed:
@@ -71,8 +71,9 @@ class Streamed:
     self._records = opened._asdict()
     self.images = len(train)
     self.steps_per_epoch = self.images // batch_size
-    # Records that could not be decoded, and are replaced by their successors.
-    self.broken: dict[str, list[int]] = {name: [] for name in self._records}
+    # Records of each split that could not be decoded, and are replaced by
+    # their successors: as of the last batch that was handed out.
+    self.broken: dict[str, list[int]] = {name: [] for name in self._splits}
 
   def train_inputs(self, first_step: int) -> Generator[Any, None, None]:
     """(images [B, H, W, C] uint8, labels [B] int32), on the device, of every
@@ -80,11 +81,11 @@ class Streamed:
     ids = self._splits['train'][1]
     mine = self._mine(self._batch_size)
 
-    def rows(step: int) -> Iterator[np.ndarray]:
+    def rows(step: int, broken: list[int]) -> Iterator[np.ndarray]:
       while True:
         epoch, first = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self._seed, epoch)).permutation(ids)
-        order = self._replaced('train', order)
+        order = self._replaced(order, broken)
         for at in range(first, self.steps_per_epoch):
           numbers = step * self._batch_size + mine
           chosen = order[at * self._batch_size + mine]
@@ -104,11 +105,11 @@ class Streamed:
   def eval_inputs(self, split: str) -> Iterator[Any]:
     """(images [B, H, W, C] uint8, labels [B] int32, weights [B] float32), on
     the device, of a whole split; weights of 0 fill up the last batch."""
-    name, ids = self._splits[split]
+    _, ids = self._splits[split]
     mine = self._mine(self._eval_batch_size)
 
-    def rows(step: int) -> Iterator[np.ndarray]:
-      kept = self._replaced(name, ids)
+    def rows(step: int, broken: list[int]) -> Iterator[np.ndarray]:
+      kept = self._replaced(ids, broken)
       for start in range(
         step * self._eval_batch_size, len(ids), self._eval_batch_size
       ):
@@ -127,8 +128,8 @@ class Streamed:
   def broken_names(self) -> list[str]:
     """The images that could not be decoded, for people."""
     return [
-      self._records[name].name(number)
-      for name, numbers in self.broken.items()
+      self._records[self._splits[split][0]].name(number)
+      for split, numbers in self.broken.items()
       for number in numbers
     ]
 
@@ -138,9 +139,9 @@ class Streamed:
     share = batch_size // hosts
     return np.arange(index * share, (index + 1) * share)
 
-  def _replaced(self, name: str, ids: np.ndarray) -> np.ndarray:
+  def _replaced(self, ids: np.ndarray, known: list[int]) -> np.ndarray:
     """`ids` with every broken record replaced by the next that is whole."""
-    broken = np.isin(ids, self.broken[name])
+    broken = np.isin(ids, known)
     if not broken.any():
       return ids
     whole = np.sort(ids[~broken])
@@ -153,24 +154,33 @@ class Streamed:
   def _on_device(self, split: str, rows: Rows, step: int) -> Iterator[Any]:
     """Batches on the device, some ahead of the one that is asked for."""
     ahead = deque()
-    for batch in self._read(split, rows, step):
-      ahead.append(jax.device_put(batch))
+    for batch, broken in self._read(split, rows, step):
+      ahead.append((jax.device_put(batch), broken))
       if len(ahead) > _AHEAD:
-        yield ahead.popleft()
-    yield from ahead
+        batch, self.broken[split] = ahead.popleft()
+        yield batch
+    for batch, broken in ahead:
+      self.broken[split] = broken
+      yield batch
 
   def _read(self, split: str, rows: Rows, step: int) -> Iterator[Any]:
-    """Batches as numpy; starts anew behind every broken image."""
+    """Batches as numpy, and which records were known to be broken when they
+    were read: a run that is resumed there meets the others again. Starts anew
+    at every broken image."""
+    broken = self.broken[split]
     failure = crops.import_tensorflow().errors.OpError
     while True:
-      batches = iter(self._dataset(split, functools.partial(rows, step)))
+      batches = iter(
+        self._dataset(split, functools.partial(rows, step, broken))
+      )
       try:
         for images, labels, weights in batches:
-          yield images.numpy(), labels.numpy(), weights.numpy()
+          yield (images.numpy(), labels.numpy(), weights.numpy()), broken
           step += 1
         return
       except failure as error:
-        self._find_broken(split, next(rows(step)), error)
+        found = self._find_broken(split, next(rows(step, broken)), error)
+        broken = sorted({*broken, *found})
 
   def _dataset(self, split: str, rows: Callable[[], Iterator[np.ndarray]]):
     tf = crops.import_tensorflow()
@@ -215,8 +225,8 @@ class Streamed:
 
     return example
 
-  def _find_broken(self, split: str, rows: np.ndarray, error) -> None:
-    """Notes which records of a batch that failed cannot be decoded.
+  def _find_broken(self, split: str, rows: np.ndarray, error) -> list[int]:
+    """The records of a batch that failed which cannot be decoded.
 
     Raises:
       UserError: names them, unless the config says to go on without.
@@ -239,9 +249,9 @@ class Streamed:
         f'cannot be decoded: {", ".join(names)}; replace it, or set'
         ' data.skip_broken=True to go on without'
       ) from error
-    self.broken[name] = sorted({*self.broken[name], *found})
     for image in names:
       print(f'skipped, cannot be decoded: {image}')
+    return found
 
 
 def _keep_freed_memory() -> None:

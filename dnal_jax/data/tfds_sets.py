@@ -95,6 +95,8 @@ def _builder(name: str, where: str) -> Any:
   except tfds.core.DatasetNotFoundError as error:
     hint = errors.did_you_mean(name, ['digits', *tfds.list_builders()])
     raise errors.UserError(f"data.name is '{name}'{hint}") from error
+  except (ValueError, AssertionError) as error:  # of its version or config
+    raise errors.UserError(f"data set '{name}': {_line(error)}") from error
 
 
 def _download(builder: Any, where: str, manual: str | None = None) -> None:
@@ -104,9 +106,12 @@ def _download(builder: Any, where: str, manual: str | None = None) -> None:
   try:
     builder.download_and_prepare(download_config=config)
   except Exception as error:  # network, disk, checksums: tfds has no one type
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise errors.UserError(
       f"data set '{builder.name}' is not prepared in '{where}' and could not"
-      f' be ({reason}); set TFDS_DATA_DIR or data.dir to a directory that'
+      f' be ({_line(error)}); set TFDS_DATA_DIR or data.dir to a directory that'
       ' holds it'
     ) from error
+
+
+def _line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
