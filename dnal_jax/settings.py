@@ -151,15 +151,6 @@ def _check_images(images: data.Data) -> None:
     )
   if not sources.streams(images):
     return
-  if len(images.mean) != 3:
-    raise errors.UserError(
-      f'data.mean has {len(images.mean)} channels, but streamed images have 3'
-    )
-  if images.crop_pad:
-    raise errors.UserError(
-      f"data.crop_pad is {images.crop_pad}, but '{images.title}' is cropped by"
-      ' data.crop_scale; set it to 0'
-    )
   if images.short_side < images.image:
     raise errors.UserError(
       f'data.short_side is {images.short_side}, less than data.image,'

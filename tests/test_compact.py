@@ -58,14 +58,14 @@ def randomised(net, shape, rng):
 
 
 def patterns(gates, rng):
-  """{name: {gate: kept ids}}: half, a tenth, almost none (but one at least, so
-  that the image matters), and half with one site empty."""
+  """{name: {gate: kept ids}}: half, almost none (but one at least, so that the
+  image matters), and half with one site empty."""
   keeps = {
     name: {
       gate: tuple(i for i in ids if rng.random() < share) or ids[-1:]
       for gate, ids in gates.items()
     }
-    for name, share in (('half', 0.5), ('tenth', 0.1), ('almost none', 0.01))
+    for name, share in (('half', 0.5), ('almost none', 0.01))
   }
   emptied = list(gates)[len(gates) // 2]
   keeps['one site empty'] = {**keeps['half'], emptied: ()}

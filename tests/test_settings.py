@@ -153,7 +153,6 @@ def test_pruning_without_finetuning_is_allowed(config):
     ('short_side', 200, 'short_side is 200, less than data.image, 224'),
     ('crop_scale', (0.5, 0.2), 'must be two shares of the area'),
     ('crop_scale', (0.5,), 'must be two shares of the area'),
-    ('crop_pad', 4, "'imagenet2012' is cropped by data.crop_scale"),
     ('mean', (0.5,), 'must be of one length'),
     ('folder', '/nowhere', "'/nowhere', which has no directory 'train'"),
   ],

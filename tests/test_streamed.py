@@ -338,6 +338,14 @@ def test_folder_that_is_none(tmp_path):
     source(tmp_path)
 
 
+@pytest.mark.parametrize(
+  'change', [{'crop_pad': 4}, {'mean': (0.5,), 'std': (0.5,)}]
+)
+def test_what_is_for_small_images_only(folder, change):
+  with pytest.raises(errors.UserError, match='give them 3 numbers and 0'):
+    source(folder, **change)
+
+
 def test_head_with_other_classes_than_the_folder(folder):
   with pytest.raises(errors.UserError, match=r'is 1000, but .* has 3 classes'):
     source(folder, classes=1000)

@@ -62,6 +62,12 @@ class Streamed:
           f'{key} is {size}, which {host[1]} hosts cannot share evenly'
         )
     opened = records.open_splits(data)
+    if len(data.mean) != 3 or data.crop_pad:  # told after an unknown name
+      raise errors.UserError(
+        f"'{data.title}' is streamed, in 3 channels and cropped by"
+        f' data.crop_scale: data.mean has {len(data.mean)} and data.crop_pad is'
+        f' {data.crop_pad}; give them 3 numbers and 0'
+      )
     train, validation = splits.held_out(len(opened.train), data)
     self._splits = {
       'train': ('train', train),
