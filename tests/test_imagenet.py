@@ -110,9 +110,9 @@ def run(imagenet, name, workdir, *flags):
   return done.stdout
 
 
-def kill_at_checkpoint(imagenet, name, workdir, number):
+def kill_at_checkpoint(imagenet, name, workdir, number, *flags):
   """Runs until the checkpoint is there, then SIGKILLs the process group."""
-  flags = (f'--config.data.dir={imagenet}', *TINY)
+  flags = (f'--config.data.dir={imagenet}', *TINY, *flags)
   process = subprocess.Popen(
     command(workdir, *flags, config=f'configs/{name}.py'),
     cwd=ROOT,
@@ -157,8 +157,14 @@ def test_mobilenet_v2_through_all_stages_killed_and_resumed(imagenet, tmp_path):
 
 def test_resnet50(imagenet, tmp_path):
   flags = ('--config.stages.search.epochs=1', '--config.compute_dtype=bfloat16')
-  run(imagenet, 'resnet50_imagenet', tmp_path / 'run', *flags)
-  got = result(tmp_path / 'run')
+  workdir = tmp_path / 'run'
+  kill_at_checkpoint(imagenet, 'resnet50_imagenet', workdir, 2, *flags)
+  printed = run(imagenet, 'resnet50_imagenet', workdir, *flags)
+  assert "going on with 'warmup'" in printed
+  assert [row['stage'] for row in metrics(workdir)] == [
+    *('warmup', 'search', 'finetune')
+  ]
+  got = result(workdir)
   assert got['learned']['params'] < got['baseline']['params']
   assert got['compact_max_abs_diff'] is not None
 
@@ -190,7 +196,8 @@ def test_proxyless(imagenet, tmp_path):
   (`tests/test_compact.py` cuts it)."""
   workdir = tmp_path / 'run'
   flags = ('--config.network.name=proxyless_digits', '--config.penalty=0.05')
-  run(imagenet, 'proxyless_imagenet', workdir, *flags)
+  kill_at_checkpoint(imagenet, 'proxyless_imagenet', workdir, 2, *flags)
+  assert 'going on' in run(imagenet, 'proxyless_imagenet', workdir, *flags)
   got = result(workdir)
   assert got['learned']['macs'] < got['baseline']['macs']
   assert got['top1']['pruned'] == got['top1']['compact']
