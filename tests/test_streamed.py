@@ -306,21 +306,21 @@ def test_resuming_meets_the_same_broken_images_again(folder, tmp_path):
   at a step must be what was known when its batch was read, not later."""
   root = tmp_path / 'folder'
   shutil.copytree(folder, root)
-  for name in ('ant/6.jpg', 'bee/10.jpg', 'cow/14.jpg', 'ant/18.jpg'):
-    image = root / 'train' / name
-    data = jpeg(int(image.stem), 90, 70, rng=np.random.default_rng(0))
-    image.write_bytes(data[: int(0.9 * len(data))])
-  options = {'skip_broken': True, 'validation': 15, 'seed': 16}
-  opened = source(root, **options)  # 12 images: 3 steps an epoch
+  for i in range(5, 26):
+    image = root / 'train' / CLASSES[i % 3] / f'{i}.jpg'
+    data = jpeg(i, 90, 70, rng=np.random.default_rng(0))
+    image.write_bytes(data[: int(0.97 * len(data))])
+  options = {'skip_broken': True, 'validation': 15}
+  # With this seed an image of step 1 fails at step 3, of the next epoch.
+  opened = source(root, seed=10, **options)  # 12 images: 3 steps an epoch
   known, steps = [{**opened.broken}], []
-  for batch in itertools.islice(opened.train_inputs(0), 15):
+  for batch in itertools.islice(opened.train_inputs(0), 7):
     steps.append(jax.device_get(batch))
     known.append({**opened.broken})
-  assert known[0]['train'] != known[-1]['train']
-  for first in range(1, 12):
-    again = source(root, **options)
+  for first in (1, 2, 4):
+    again = source(root, seed=10, **options)
     again.broken.update(known[first])
-    assert_same(steps[first:], take(again, first, 15 - first))
+    assert_same(steps[first:], take(again, first, 7 - first))
 
 
 def test_a_class_without_images_is_named(folder, damaged):
