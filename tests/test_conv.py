@@ -1,6 +1,7 @@
 """Every lowering of a convolution is the same function, forwards and back."""
 
 from functools import partial
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +23,80 @@ def with_gradients(f, x, kernel, upstream):
 @pytest.mark.parametrize('depthwise', [False, True])
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('k', [1, 3, 5])
-@pytest.mark.parametrize(('height', 'width'), [(1, 1), (2, 3), (7, 8)])
-def test_equals_xla_convolution(height, width, k, stride, depthwise):
-  x = random(2, height, width, 6)
+@pytest.mark.parametrize(
+  ('images', 'height', 'width'), [(2, 1, 1), (2, 2, 3), (2, 7, 8), (19, 8, 16)]
+)
+def test_equals_xla_convolution(images, height, width, k, stride, depthwise):
+  """19 images are summed in two chunks and a rest."""
+  x = random(images, height, width, 6)
   kernel = random(k, k, *((1, 6) if depthwise else (6, 5)))
   ours = partial(conv.conv2d, stride=stride, depthwise=depthwise)
   native = partial(conv._native, stride=stride, depthwise=depthwise)
   rows, columns = -(-height // stride), -(-width // stride)
-  upstream = random(2, rows, columns, kernel.shape[-1])
+  upstream = random(images, rows, columns, kernel.shape[-1])
   got = jax.jit(partial(with_gradients, ours))(x, kernel, upstream)
   want = jax.jit(partial(with_gradients, native))(x, kernel, upstream)
   for a, b in zip(got, want, strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('depthwise', [False, True])
+@pytest.mark.parametrize('side', [2, 8])
+def test_narrow_inputs_sum_wide(side, depthwise):
+  """A bfloat16 weight gradient over many images is as exact as one rounding:
+  its partial sums are float32."""
+  images = 64
+  x = jnp.ones((images, side, side, 4), jnp.bfloat16)
+  kernel = jnp.ones((3, 3, 1 if depthwise else 4, 4), jnp.bfloat16)
+  f = partial(conv.conv2d, depthwise=depthwise)
+  got = jax.jit(jax.grad(lambda k: f(x, k).astype(jnp.float32).sum()))(kernel)
+  assert got.dtype == jnp.bfloat16
+  assert got[1, 1, 0, 0] == jnp.bfloat16(images * side**2)
+
+
+@pytest.mark.parametrize(
+  ('height', 'width', 'window', 'pad'),
+  [(8, 8, 2, 0), (5, 7, 2, 0), (1, 2, 2, 1), (8, 8, 3, 1), (7, 9, 3, 1)],
+)
+def test_pool_equals_xla_pool_in_every_tie(height, width, window, pad):
+  """Few different values, so that most windows have equal maxima."""
+  x = jnp.round(random(3, height, width, 4))
+  pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+  shape, strides = (1, window, window, 1), (1, 2, 2, 1)
+
+  def native(x):
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, shape, strides, pads)
+
+  ours = partial(conv.max_pool, window=window, stride=2, pad=pad)
+  upstream = random(*native(x).shape)
+  got, want = (
+    jax.jit(lambda x, f=f: jax.vjp(f, x)[1](upstream)[0])(x)
+    for f in (ours, native)
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  x = x.at[0, 0, 0, 0].set(jnp.nan)
+  np.testing.assert_array_equal(jax.jit(ours)(x), jax.jit(native)(x))
+
+
+def test_gradients_in_loops_keep_the_fast_layout():
+  """XLA CPU runs other layouts a hundred times slower there (jax 0.10)."""
+  x, kernel = random(16, 8, 8, 4), random(3, 3, 4, 4)
+
+  def loss(x, kernel, stride):
+    return (conv.conv2d(x, kernel, stride=stride) ** 2).sum()
+
+  def steps(x, kernel):
+    def body(carry, _):
+      gradients = [
+        jax.grad(loss, (0, 1))(*carry, stride=stride) for stride in (1, 2)
+      ]
+      return jax.tree.map(lambda *a: sum(a), carry, *gradients), None
+
+    return jax.lax.scan(body, (x, kernel), length=3)[0]
+
+  text = jax.jit(steps).lower(x, kernel).compile().as_text()
+  layouts = set(re.findall(r'dim_labels=(\S+?)[,\s]', text))
+  assert layouts == {'b01f_01io->b01f'}
 
 
 def test_strided_padding_is_on_both_sides():

@@ -112,3 +112,11 @@ def test_gate_must_stand_behind_its_own_layer():
 def test_scaled_widths():
   assert layers.scaled(17, 1.0) == 17
   assert [layers.scaled(64, w) for w in (0.5, 0.25, 0.01)] == [32, 16, 8]
+
+
+def test_relu_is_a_maximum_with_gradient_0_at_0():
+  x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.nan])
+  np.testing.assert_array_equal(layers.relu(x), [0, 0, 0, 3, jnp.nan])
+  gradient = jax.vmap(jax.grad(layers.relu))(x[:4])
+  assert gradient.tolist() == [0, 0, 0, 1]
+  assert layers.relu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16

@@ -102,6 +102,21 @@ def test_search_step_has_no_weight_gradient_convolution():
   assert kernel_gradient_convolutions(WARMUP) == 6  # one for every layer
 
 
+def test_residual_sums_are_not_computed_again():
+  """XLA on CPU may repeat what is cheap in every reader of it; one sum repeated
+  is all sums before it repeated, by an operation with as many operands."""
+  net = models.get('resnet8_digits').build(classes=10, blocks=(8, 1, 1))
+  _, batch, _ = setting()
+  variables = jax.jit(net.init)(jax.random.key(0), batch.image)
+  step = jax.jit(partial(train_step, net=net, stage=WARMUP, steps_per_epoch=5))
+  text = step.lower(start(WARMUP, variables), batch).compile().as_text()
+  operands = [
+    names.count('%') for names in re.findall(r' fusion\((.*?)\), kind', text)
+  ]
+  assert len(operands) > 100
+  assert max(operands) < 30
+
+
 def test_penalty_pulls_logits_down_by_its_gradient():
   """With lambda alone (cross-entropy's part subtracted) one step of SGD moves
   every logit by -lr * lambda / 4."""

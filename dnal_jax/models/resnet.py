@@ -24,12 +24,12 @@ class BasicBlock(nn.Module):
   def __call__(self, m: layers.Features) -> layers.Features:
     mid, out = layers.chain(self, mid=self.features, out=self.features)
     y = layers.ConvBn(mid, 3, self.stride, train=self.train, name='conv1')(m)
-    y = layers.act(nn.relu, layers.Gate(name='mid')(y))
+    y = layers.act(layers.relu, layers.Gate(name='mid')(y))
     y = layers.ConvBn(out, 3, train=self.train, name='conv2')(y)
     y = layers.Gate(name='out')(y)
     shift = (self.features - self.inputs) // 2
     return layers.act(
-      nn.relu,
+      layers.relu,
       layers.add(y, shortcut=layers.subsample(m, self.stride, shift)),
     )
 
@@ -52,9 +52,9 @@ class Bottleneck(nn.Module):
       out=self.features,
     )
     y = layers.ConvBn(mid1, 1, train=self.train, name='conv1')(m)
-    y = layers.act(nn.relu, layers.Gate(name='mid1')(y))
+    y = layers.act(layers.relu, layers.Gate(name='mid1')(y))
     y = layers.ConvBn(mid2, 3, self.stride, train=self.train, name='conv2')(y)
-    y = layers.act(nn.relu, layers.Gate(name='mid2')(y))
+    y = layers.act(layers.relu, layers.Gate(name='mid2')(y))
     y = layers.ConvBn(out, 1, train=self.train, name='conv3')(y)
     y = layers.Gate(name='out')(y)
     if self.stride != 1 or self.inputs != self.features:
@@ -65,7 +65,7 @@ class Bottleneck(nn.Module):
         train=self.train,
         name='downsample',
       )(m)
-    return layers.act(nn.relu, layers.add(y, shortcut=m))
+    return layers.act(layers.relu, layers.add(y, shortcut=m))
 
 
 class ResNet(nn.Module):
@@ -96,7 +96,7 @@ class ResNet(nn.Module):
     m = layers.ConvBn(width, kernel, stride, train=train, name='stem_conv')(
       layers.image(x)
     )
-    m = layers.act(nn.relu, layers.Gate(name='stem')(m))
+    m = layers.act(layers.relu, layers.Gate(name='stem')(m))
     if self.stem_pool:
       m = layers.max_pool(m, 3, pad=1)
     for i, (blocks, stage) in enumerate(

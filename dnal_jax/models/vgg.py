@@ -36,7 +36,7 @@ class Vgg(nn.Module):
         m = layers.ConvBn(
           width, 3, bias=True, train=train, name=f'conv{i}_{j}'
         )(m)
-        m = layers.act(nn.relu, layers.Gate(name=f'gate{i}_{j}')(m))
+        m = layers.act(layers.relu, layers.Gate(name=f'gate{i}_{j}')(m))
       m = layers.max_pool(m, 2)
     hidden = tuple(layers.scaled(h, self.width) for h in self.hidden)
     head = layers.Head(self.classes, hidden, train=train, name='head')
