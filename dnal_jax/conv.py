@@ -97,7 +97,8 @@ def _conv2d_forward(stride, depthwise, x, kernel):
 
 
 def _conv2d_backward(stride, depthwise, residuals, dy):
-  form = _on_cpu(*residuals, stride, depthwise)
+  x, kernel = residuals
+  form = _on_cpu(x, kernel, stride, depthwise)
 
   def on_cpu(x, kernel, dy):
     return (
@@ -109,7 +110,7 @@ def _conv2d_backward(stride, depthwise, residuals, dy):
     own = partial(_native, stride=stride, depthwise=depthwise)
     return jax.vjp(own, x, kernel)[1](dy)
 
-  return lax.platform_dependent(*residuals, dy, cpu=on_cpu, default=native)
+  return lax.platform_dependent(x, kernel, dy, cpu=on_cpu, default=native)
 
 
 _conv2d.defvjp(_conv2d_forward, _conv2d_backward)

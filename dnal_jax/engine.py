@@ -1,51 +1,109 @@
 """The compiled functions of a stage, and the loop that calls them."""
 
 from collections.abc import Callable, Iterator
+import itertools
 import math
-from typing import Any, NamedTuple
+import time
+from typing import Any
 
 import jax
+from jax import lax
+import jax.numpy as jnp
 
 from dnal_jax import errors, gating, step
 from dnal_jax.data.sources import Source
 from dnal_jax.stages import Stage
 
-
-class Compiled(NamedTuple):
-  """What a stage runs, each compiled once."""
-
-  # (state, inputs of the source) -> (state, metrics). Uses up the state given.
-  step: Callable[..., tuple[step.State, dict[str, jax.Array]]]
-  # (logits, epoch of the stage) -> gate values, their census [3] int32
-  gates: Callable[[Any, int], tuple[Any, jax.Array]]
+# Steps are handed to the device in groups that take about so many seconds:
+# long against the time that Python needs for a call, short for who waits.
+_SECONDS = 0.25
 
 
-def compile_stage(
-  net: Any,
-  stage: Stage,
-  source: Source,
-  *,
-  dtype: str,  # in which the network computes
-  first_step: int,  # of the stage, in the run
-) -> Compiled:
-  """Every batch is a function of the seed and the run's step alone, so the
-  state is all that a checkpoint must hold."""
+class CompiledStage:
+  """A stage whose steps and gates are each compiled once.
 
-  def train(state, inputs):
-    batch = source.train_batch(inputs, first_step + state.step)
-    return step.train_step(
-      state,
-      batch._replace(image=batch.image.astype(dtype)),
-      net=net,
-      stage=stage,
-      steps_per_epoch=source.steps_per_epoch,
-    )
+  Where the data lies on the device, several steps are one call, a loop on the
+  device. Its length is an argument, so it costs no other compilation, and how
+  steps are grouped does not change a digit.
+  """
 
-  def gates(logits, epoch):
-    values = stage.gates(logits, epoch)
-    return values, gating.census(values)
+  def __init__(
+    self,
+    net: Any,
+    stage: Stage,
+    source: Source,
+    *,
+    dtype: str,  # in which the network computes
+    first_step: int,  # of the stage, in the run
+  ):
+    """Every batch is a function of the seed and the run's step alone, so the
+    state is all that a checkpoint must hold."""
 
-  return Compiled(jax.jit(train, donate_argnums=0), jax.jit(gates))
+    def train(state, inputs):
+      batch = source.train_batch(inputs, first_step + state.step)
+      return step.train_step(
+        state,
+        batch._replace(image=batch.image.astype(dtype)),
+        net=net,
+        stage=stage,
+        steps_per_epoch=source.steps_per_epoch,
+      )
+
+    def gates(logits, epoch):
+      values = stage.gates(logits, epoch)
+      return values, gating.census(values)
+
+    # (logits, epoch of the stage) -> gate values, their census [3] int32
+    self.gates: Callable[..., tuple[Any, jax.Array]] = jax.jit(gates)
+    self._most = source.steps_at_once
+    steps = _several(train, self._most) if self._most > 1 else _one(train)
+    # (state, inputs, n) -> state after n steps, their metrics [self._most].
+    # Uses up the state given.
+    self._steps = jax.jit(steps, donate_argnums=0)
+    self._pace = 1  # steps of the next call
+
+  def train(
+    self,
+    state: step.State,
+    inputs: Iterator[Any],
+    *,
+    steps: int,
+    told: Callable[[int, dict[str, Any]], None],
+  ) -> tuple[step.State, list[dict[str, Any]]]:
+    """The state after some steps of one epoch, and their metrics as numpy.
+
+    `told` gets numbers of steps that were done and the last one's metrics.
+    Two calls are under way at any time, so that the device never waits.
+    """
+    done: list[dict[str, Any]] = []
+    under_way: list[tuple[int, Any]] = []
+    ended = None
+
+    def end() -> None:
+      nonlocal ended
+      n, metrics = under_way.pop(0)
+      metrics = jax.device_get(metrics)
+      done.extend({k: v[i] for k, v in metrics.items()} for i in range(n))
+      told(n, done[-1])
+      now = time.perf_counter()
+      if ended is not None:  # before the first end, it may have been compiled
+        wanted = int(_SECONDS * n / max(now - ended, 1e-9))
+        self._pace = max(1, min(wanted, 2 * self._pace, self._most))
+      ended = now
+
+    left = steps
+    while left:
+      n = min(self._pace, left)
+      # In an epoch, one input serves all steps of a call.
+      served, *_ = itertools.islice(inputs, n)
+      state, metrics = self._steps(state, served, n)
+      under_way.append((n, metrics))
+      left -= n
+      if len(under_way) == 2:
+        end()
+    while under_way:
+      end()
+    return state, done
 
 
 def check_finite(loss: float, stage: Stage, epoch: int) -> None:
@@ -63,21 +121,28 @@ def check_finite(loss: float, stage: Stage, epoch: int) -> None:
     )
 
 
-def train(
-  stage: Compiled,
-  state: step.State,
-  inputs: Iterator[Any],
-  *,
-  steps: int,
-  told: Callable[[dict[str, jax.Array]], None],
-) -> tuple[step.State, list[dict[str, Any]]]:
-  """The state after some steps, and their metrics as numpy.
+def _one(train):
+  def steps(state, inputs, n):
+    del n
+    state, metrics = train(state, inputs)
+    return state, jax.tree.map(lambda value: value[None], metrics)
 
-  `told` gets each step's metrics while they are still being computed.
-  """
-  metrics = []
-  for _ in range(steps):
-    state, of_step = stage.step(state, next(inputs))
-    metrics.append(of_step)
-    told(of_step)
-  return state, jax.device_get(metrics)
+  return steps
+
+
+def _several(train, most: int):
+  train = jax.jit(train)  # traced once for its shapes and for the loop
+
+  def steps(state, inputs, n):
+    def body(i, carry):
+      state, metrics = carry
+      state, of_step = train(state, inputs)
+      return state, jax.tree.map(lambda a, b: a.at[i].set(b), metrics, of_step)
+
+    _, shapes = jax.eval_shape(train, state, inputs)
+    metrics = jax.tree.map(
+      lambda a: jnp.zeros((most, *a.shape), a.dtype), shapes
+    )
+    return lax.fori_loop(0, n, body, (state, metrics))
+
+  return steps

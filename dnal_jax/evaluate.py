@@ -1,8 +1,11 @@
 """Accuracy on a split, and whether two networks are the same function."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
+import jax.numpy as jnp
 import numpy as np
 
 from dnal_jax import compact, step
@@ -29,18 +32,29 @@ class Evaluator:
 
   def __init__(self, source: Source):
     self.source = source
+    self._sums = jax.jit(self._several, static_argnums=0)
     self._compiled = jax.jit(self._one, static_argnums=0)
 
-  def _one(self, net: Any, variables, inputs):
-    batch = self.source.eval_batch(inputs)
+  def _one(self, net: Any, variables, inputs, index):
+    batch = self.source.eval_batch(inputs, index)
     return *step.eval_step(variables, batch, net=net), batch.weight
+
+  def _several(self, net: Any, variables, inputs, batches):
+    """Sums over so many batches, in one loop on the device."""
+
+    def body(index, sums):
+      of_batch = self._one(net, variables, inputs, index)[0]
+      return jax.tree.map(jnp.add, sums, of_batch)
+
+    zeros = dict.fromkeys(step.EVAL_SUMS, jnp.zeros(()))
+    return lax.fori_loop(0, batches, body, zeros)
 
   def __call__(self, net: Any, variables: Any, split: str) -> dict[str, float]:
     """Mean loss (nats), top1 and top5 (shares of 1) over the split."""
     return _means(
       [
-        self._compiled(net, variables, inputs)[0]
-        for inputs in self.source.eval_inputs(split)
+        self._sums(net, variables, inputs, batches)
+        for inputs, batches in self.source.eval_inputs(split)
       ]
     )
 
@@ -55,9 +69,9 @@ class Evaluator:
     # GPUs and TPUs multiply float32 in fewer bits by default; a difference of
     # rounding would look like one of functions.
     with jax.default_matmul_precision('highest'):
-      for inputs in self.source.eval_inputs(split):
+      for inputs, index in self._each(split):
         (of_gated, a, weight), (of_cut, b, _) = (
-          self._compiled(*pair, inputs) for pair in (gated, cut)
+          self._compiled(*pair, inputs, index) for pair in (gated, cut)
         )
         sums[0].append(of_gated)
         sums[1].append(of_cut)
@@ -75,10 +89,15 @@ class Evaluator:
     gated_top1, cut_top1 = (_means(s)['top1'] for s in sums)
     return Comparison(gated_top1, cut_top1, worst)
 
+  def _each(self, split: str) -> Iterator[tuple[Any, int]]:
+    """(inputs, index) of every batch of a split."""
+    for inputs, batches in self.source.eval_inputs(split):
+      for index in range(batches):
+        yield inputs, index
+
   def _first(self, gated: Pair, cut: Pair, split: str) -> str | None:
     """The first gate behind which the networks differ, on a few images."""
-    inputs = next(iter(self.source.eval_inputs(split)))
-    images = self.source.eval_batch(inputs).image[:8]
+    images = self.source.eval_batch(*next(self._each(split))).image[:8]
     with jax.default_matmul_precision('highest'):
       return compact.first_difference(*gated, *cut, images, _TOLERANCE)
 

@@ -9,9 +9,11 @@ import shlex
 import sys
 
 from absl import flags
+import jax
 from ml_collections import config_flags
 
 from dnal_jax import cli, errors, report, settings, train
+from dnal_jax.data import cache
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
 _WORKDIR = flags.DEFINE_string(
@@ -21,6 +23,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv: Sequence[str]) -> None:
   del argv
+  _keep_compiled()
   config = cli.config_of(_CONFIG)
   if config is None or not _WORKDIR.value:
     raise errors.UserError(
@@ -34,6 +37,14 @@ def main(argv: Sequence[str]) -> None:
     f'\nnext: {sys.executable} -m dnal_jax.summary {architecture}'
     f"\n      or, in Python, net, variables = dnal_jax.load('{workdir}')"
   )
+
+
+def _keep_compiled() -> None:
+  """Has JAX keep compiled programs for the next start, in the user's cache;
+  a folder that JAX was told by its own settings stays."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(cache.path('compiled')))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 if __name__ == '__main__':

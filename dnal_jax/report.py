@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import time
 from typing import Any
 
 import numpy as np
@@ -87,19 +86,14 @@ class StageBar:
       mininterval=0.2,
     )
     self._batch_size = batch_size
-    self._last = 0.0
 
   def begin(self, title: str) -> None:
     """An epoch begins."""
     self._bar.set_description(title, refresh=False)
 
-  def step(self, metrics: Mapping[str, Any]) -> None:
-    """One step done. Reading its metrics waits for the device, so that is
-    done twice a second and only where somebody sees it."""
-    self._bar.update(self._batch_size)
-    if self._bar.disable or time.monotonic() - self._last < 0.5:
-      return
-    self._last = time.monotonic()
+  def steps(self, done: int, metrics: Mapping[str, Any]) -> None:
+    """So many steps done; metrics of the last of them."""
+    self._bar.update(done * self._batch_size)
     shown = {
       'loss': f'{metrics["loss"] / self._batch_size:.3f}',
       'accuracy': f'{metrics["correct"] / self._batch_size:.1%}',

@@ -14,6 +14,9 @@ import optax
 from dnal_jax import gating, trees
 from dnal_jax.stages import Stage
 
+# What `eval_step` sums up, float32 each.
+EVAL_SUMS = ('loss', 'top1', 'top5', 'images')
+
 
 class State(NamedTuple):
   """All that a step changes."""

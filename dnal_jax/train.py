@@ -174,7 +174,7 @@ class _Run:
   def _train_stage(self) -> None:
     position, done = self.position, self._steps_done()
     done_of_stage = position.epoch * self.steps_per_epoch + position.step
-    compiled = engine.compile_stage(
+    compiled = engine.CompiledStage(
       self.net,
       self.stage,
       self.source,
@@ -193,7 +193,10 @@ class _Run:
     bar.close()
 
   def _epoch(
-    self, stage: engine.Compiled, inputs: Iterator[Any], bar: report.StageBar
+    self,
+    stage: engine.CompiledStage,
+    inputs: Iterator[Any],
+    bar: report.StageBar,
   ) -> None:
     """Trains to the end of the epoch, evaluates, and tells of it."""
     position, searches = self.position, self.stage.delta_end is not None
@@ -219,7 +222,10 @@ class _Run:
     bar.tell(report.epoch_line(row))
 
   def _steps(
-    self, stage: engine.Compiled, inputs: Iterator[Any], bar: report.StageBar
+    self,
+    stage: engine.CompiledStage,
+    inputs: Iterator[Any],
+    bar: report.StageBar,
   ) -> None:
     """The steps that are left of the epoch; saves now and then."""
     position = self.position
@@ -229,8 +235,8 @@ class _Run:
       steps = min(
         every - position.step % every, self.steps_per_epoch - position.step
       )
-      self.state, metrics = engine.train(
-        stage, self.state, inputs, steps=steps, told=bar.step
+      self.state, metrics = stage.train(
+        self.state, inputs, steps=steps, told=bar.steps
       )
       position.add(metrics, time.perf_counter() - started)
       engine.check_finite(position.sums['loss'], self.stage, position.epoch + 1)

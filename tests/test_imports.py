@@ -43,7 +43,7 @@ MAY_IMPORT = {
     'step',
   },
   'cli': set(),
-  'main': {'cli', 'report', 'settings', 'train'},
+  'main': {'cli', 'data', 'report', 'settings', 'train'},
   'prepare': {'cli', 'data'},
   'summary': {'cli', 'compact', 'folder', 'models', 'settings'},
 }

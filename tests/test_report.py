@@ -20,7 +20,7 @@ bar = report.StageBar(steps=8, batch_size=64, done=4)
 bar.begin('search 2/2')
 for _ in range(4):
   time.sleep(0.3)
-  bar.step({'loss': 128.0, 'correct': 16.0, 'gates': [7, 8, 9]})
+  bar.steps(1, {'loss': 128.0, 'correct': 16.0, 'gates': [7, 8, 9]})
 bar.tell('an epoch is over')
 bar.close()
 """

@@ -245,7 +245,7 @@ def test_hosts_share_the_same_batch(folder):
 @pytest.mark.parametrize(('split', 'images'), [('validation', 5), ('test', 7)])
 def test_evaluation_counts_every_image_once(folder, split, images):
   opened = source(folder)
-  batches = [jax.device_get(b) for b in opened.eval_inputs(split)]
+  batches = [jax.device_get(b) for b, _ in opened.eval_inputs(split)]
   assert [len(b[1]) for b in batches] == [4, 4]
   pixels, labels, weights = (
     np.concatenate(a) for a in zip(*batches, strict=True)
@@ -296,7 +296,7 @@ def test_a_truncated_jpeg_is_skipped_if_the_config_says_so(damaged, capsys):
   again = source(damaged, skip_broken=True)
   again.broken.update(opened.broken)
   assert_same(steps, take(again, 0, 12))
-  weights = [jax.device_get(b)[2] for b in opened.eval_inputs('test')]
+  weights = [jax.device_get(b)[2] for b, _ in opened.eval_inputs('test')]
   assert np.concatenate(weights).sum() == 6  # of 7
   assert len(opened.broken_names()) == 2
 

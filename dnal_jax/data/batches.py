@@ -51,13 +51,13 @@ def train_batch(
 def eval_batch(
   images: jax.Array,  # [N, H, W, C] uint8
   labels: jax.Array,  # [N] int32
-  start: jax.Array,
+  start: jax.typing.ArrayLike,
   *,
   batch_size: int,
   data: Data,
 ) -> Batch:
   """Images start, start + 1, ...; past the end the weights are 0."""
-  index = start + jnp.arange(batch_size)
+  index = jnp.asarray(start) + jnp.arange(batch_size)
   weight = (index < len(labels)).astype(jnp.float32)
   index = jnp.minimum(index, len(labels) - 1)
   return Batch(normalise(images[index], data), labels[index], weight)

@@ -12,6 +12,9 @@ import jax
 from dnal_jax.data import Data, batches, memory
 from dnal_jax.step import Batch
 
+# What a call may last where a step takes a millisecond; slower ones get fewer.
+_STEPS_AT_ONCE = 128
+
 
 class Resident:
   """A `Source` (`sources.py`) of small images: no input bottleneck."""
@@ -28,6 +31,7 @@ class Resident:
     self._order = jax.jit(partial(batches.epoch_order, seed), static_argnums=1)
     self.images = len(splits.train.labels)
     self.steps_per_epoch = self.images // batch_size
+    self.steps_at_once = _STEPS_AT_ONCE
     self.broken: dict[str, list[int]] = {}
 
   def train_inputs(self, first_step: int) -> Generator[Any, None, None]:
@@ -55,23 +59,22 @@ class Resident:
       data=self._data,
     )
 
-  def eval_inputs(self, split: str) -> Iterator[Any]:
-    """(images [N, H, W, C] uint8, labels [N] int32, number of the first) of
-    every batch of a split."""
+  def eval_inputs(self, split: str) -> Iterator[tuple[Any, int]]:
+    """(images [N, H, W, C] uint8, labels [N] int32) of a split, and the number
+    of its batches."""
     if split == 'validation':
       arrays = self._validation
     else:
       arrays = jax.device_put(self._test)
-    for start in range(0, len(arrays.labels), self._eval_batch_size):
-      yield *arrays, start
+    yield arrays, -(-len(arrays.labels) // self._eval_batch_size)
 
-  def eval_batch(self, inputs: Any) -> Batch:
-    """The batch from its inputs, to be compiled into the evaluation."""
-    images, labels, start = inputs
+  def eval_batch(self, inputs: Any, index: jax.typing.ArrayLike) -> Batch:
+    """A batch from its inputs, to be compiled into the evaluation."""
+    images, labels = inputs
     return batches.eval_batch(
       images,
       labels,
-      start,
+      index * self._eval_batch_size,
       batch_size=self._eval_batch_size,
       data=self._data,
     )

@@ -15,12 +15,15 @@ from dnal_jax.step import Batch
 class Source(Protocol):
   """Batches, each a function of the seed and the number of the step alone.
 
-  Inputs are what travels to the device for a batch; what they are is known to
-  the source only, which makes the batch of them inside the compiled step.
+  Inputs are what travels to the device for one or several batches; what they
+  are is known to the source only, which makes a batch of them inside the
+  compiled step.
   """
 
   images: int  # to train on
   steps_per_epoch: int
+  # How many steps of one epoch the first one's inputs serve, at most.
+  steps_at_once: int
   broken: dict[str, list[int]]  # records without which the run goes on
 
   def train_inputs(self, first_step: int) -> Generator[Any, None, None]:
@@ -31,12 +34,14 @@ class Source(Protocol):
     """The batch of step `step` of the run; to be compiled."""
     ...
 
-  def eval_inputs(self, split: str) -> Iterator[Any]:
-    """Inputs of all batches of 'validation' or 'test'."""
+  def eval_inputs(self, split: str) -> Iterator[tuple[Any, int]]:
+    """Inputs of all batches of 'validation' or 'test', and how many each
+    serve."""
     ...
 
-  def eval_batch(self, inputs: Any) -> Batch:
-    """The batch; to be compiled. Weights of 0 mark padding."""
+  def eval_batch(self, inputs: Any, index: jax.typing.ArrayLike) -> Batch:
+    """Batch `index` of those that the inputs serve; to be compiled. Weights
+    of 0 mark padding."""
     ...
 
   def broken_names(self) -> list[str]:

@@ -77,6 +77,7 @@ class Streamed:
     self._records = opened._asdict()
     self.images = len(train)
     self.steps_per_epoch = self.images // batch_size
+    self.steps_at_once = 1
     # Records of each split that could not be decoded, and are replaced by
     # their successors: as of the last batch that was handed out.
     self.broken: dict[str, list[int]] = {name: [] for name in self._splits}
@@ -108,9 +109,10 @@ class Streamed:
     pixels = batches.normalise(images, self._data)
     return Batch(pixels, labels, jnp.ones(len(labels)))
 
-  def eval_inputs(self, split: str) -> Iterator[Any]:
+  def eval_inputs(self, split: str) -> Iterator[tuple[Any, int]]:
     """(images [B, H, W, C] uint8, labels [B] int32, weights [B] float32), on
-    the device, of a whole split; weights of 0 fill up the last batch."""
+    the device, each for one batch, of a whole split; weights of 0 fill up the
+    last batch."""
     _, ids = self._splits[split]
     mine = self._mine(self._eval_batch_size)
 
@@ -124,10 +126,12 @@ class Streamed:
         weights = (places < len(ids)) & (kept[inside] == ids[inside])
         yield np.stack([places, kept[inside], weights], 1)
 
-    return self._on_device(split, rows, 0)
+    for inputs in self._on_device(split, rows, 0):
+      yield inputs, 1
 
-  def eval_batch(self, inputs: Any) -> Batch:
+  def eval_batch(self, inputs: Any, index: jax.typing.ArrayLike) -> Batch:
     """The batch from its inputs, to be compiled into the evaluation."""
+    del index  # there is one only
     images, labels, weights = inputs
     return Batch(batches.normalise(images, self._data), labels, weights)
 

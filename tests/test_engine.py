@@ -1,0 +1,82 @@
+"""Steps in groups: the same digits however they are grouped."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnal_jax import engine, evaluate, models, step
+from dnal_jax.data import Data
+from dnal_jax.data.resident import Resident
+from dnal_jax.stages import Group, LearningRate, Stage
+
+DIGITS = Data(
+  'digits', mean=(0.3,), std=(0.4,), image=8, classes=10, validation=297,
+  crop_pad=1,
+)  # fmt: skip
+WARMUP = Stage('warmup', 2, {'w': Group('params/.*', LearningRate(0.05))})
+
+
+@pytest.fixture(scope='module')
+def source():
+  return Resident(DIGITS, seed=0, batch_size=64, eval_batch_size=100)
+
+
+@pytest.fixture(scope='module')
+def trained(source):
+  """Returns (state, metrics, what was told) of an epoch, by target seconds."""
+  net = models.get('vgg7_digits').build(classes=10, width=0.25)
+  variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+  logits = jax.tree.map(jnp.zeros_like, variables['gates'])
+  stage = engine.CompiledStage(
+    net, WARMUP, source, dtype='float32', first_step=0
+  )
+
+  def train(monkeypatch, seconds):
+    monkeypatch.setattr(engine, '_SECONDS', seconds)
+    state = jax.jit(
+      partial(step.begin, WARMUP, steps_per_epoch=source.steps_per_epoch)
+    )(variables['params'], logits, variables['batch_stats'])
+    told = []
+    state, metrics = stage.train(
+      state,
+      source.train_inputs(0),
+      steps=source.steps_per_epoch,
+      told=lambda done, _: told.append(done),
+    )
+    return net, jax.device_get(state), metrics, told
+
+  return train
+
+
+def test_grouping_does_not_change_a_digit(trained, monkeypatch, source):
+  _, one_by_one, metrics, told = trained(monkeypatch, 0.0)
+  assert told == [1] * source.steps_per_epoch
+  _, grouped, grouped_metrics, told = trained(monkeypatch, 1000.0)
+  assert max(told) >= 4
+  assert sum(told) == source.steps_per_epoch == len(metrics)
+  jax.tree.map(np.testing.assert_array_equal, one_by_one, grouped)
+  jax.tree.map(np.testing.assert_array_equal, metrics, grouped_metrics)
+  assert one_by_one.step == source.steps_per_epoch
+
+
+def test_evaluation_in_one_call_counts_every_image_once(
+  trained, monkeypatch, source
+):
+  """297 images in batches of 100, beside one pass over all of them."""
+  net, state, *_ = trained(monkeypatch, 1000.0)
+  gates = jax.tree.map(jnp.ones_like, state.logits)
+  variables = {
+    'params': state.params,
+    'batch_stats': state.batch_stats,
+    'gates': gates,
+  }
+  got = evaluate.Evaluator(source)(net, variables, 'validation')
+  inputs, batches = next(iter(source.eval_inputs('validation')))
+  assert batches == 3
+  whole = Resident(DIGITS, seed=0, batch_size=64, eval_batch_size=297)
+  sums, _ = step.eval_step(variables, whole.eval_batch(inputs, 0), net=net)
+  assert got['top1'] == pytest.approx(float(sums['top1']) / 297, abs=1e-7)
+  assert got['loss'] == pytest.approx(float(sums['loss']) / 297, rel=1e-5)
