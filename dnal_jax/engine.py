@@ -15,8 +15,11 @@ from dnal_jax.data.sources import Source
 from dnal_jax.stages import Stage
 
 # Steps are handed to the device in groups that take about so many seconds:
-# long against the time that Python needs for a call, short for who waits.
+# long against the time that Python needs for a call, short for who waits. On
+# CPU each call gets its memory anew, which can take as long as a step does, so
+# there are never fewer steps than _LEAST in a group.
 _SECONDS = 0.25
+_LEAST = 4
 
 
 class CompiledStage:
@@ -60,7 +63,7 @@ class CompiledStage:
     # (state, inputs, n) -> state after n steps, their metrics [self._most].
     # Uses up the state given.
     self._steps = jax.jit(steps, donate_argnums=0)
-    self._pace = 1  # steps of the next call
+    self._pace = min(_LEAST, self._most)  # steps of the next call
 
   def train(
     self,
@@ -88,7 +91,8 @@ class CompiledStage:
       now = time.perf_counter()
       if ended is not None:  # before the first end, it may have been compiled
         wanted = int(_SECONDS * n / max(now - ended, 1e-9))
-        self._pace = max(1, min(wanted, 2 * self._pace, self._most))
+        wanted = min(max(wanted, _LEAST), 2 * self._pace)
+        self._pace = min(wanted, self._most)
       ended = now
 
     left = steps

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
 def _keep_compiled() -> None:
   """Has JAX keep compiled programs for the next start, in the user's cache;
   a folder that JAX was told by its own settings stays."""
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values['jax_compilation_cache_dir'] is None:
     jax.config.update('jax_compilation_cache_dir', str(cache.path('compiled')))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 

@@ -21,7 +21,7 @@ WARMUP = Stage('warmup', 2, {'w': Group('params/.*', LearningRate(0.05))})
 
 @pytest.fixture(scope='module')
 def source():
-  return Resident(DIGITS, seed=0, batch_size=64, eval_batch_size=100)
+  return Resident(DIGITS, seed=0, batch_size=32, eval_batch_size=100)
 
 
 @pytest.fixture(scope='module')
@@ -53,9 +53,9 @@ def trained(source):
 
 def test_grouping_does_not_change_a_digit(trained, monkeypatch, source):
   _, one_by_one, metrics, told = trained(monkeypatch, 0.0)
-  assert told == [1] * source.steps_per_epoch
+  assert max(told) == engine._LEAST
   _, grouped, grouped_metrics, told = trained(monkeypatch, 1000.0)
-  assert max(told) >= 4
+  assert max(told) >= 2 * engine._LEAST
   assert sum(told) == source.steps_per_epoch == len(metrics)
   jax.tree.map(np.testing.assert_array_equal, one_by_one, grouped)
   jax.tree.map(np.testing.assert_array_equal, metrics, grouped_metrics)
@@ -76,7 +76,7 @@ def test_evaluation_in_one_call_counts_every_image_once(
   got = evaluate.Evaluator(source)(net, variables, 'validation')
   inputs, batches = next(iter(source.eval_inputs('validation')))
   assert batches == 3
-  whole = Resident(DIGITS, seed=0, batch_size=64, eval_batch_size=297)
+  whole = Resident(DIGITS, seed=0, batch_size=32, eval_batch_size=297)
   sums, _ = step.eval_step(variables, whole.eval_batch(inputs, 0), net=net)
   assert got['top1'] == pytest.approx(float(sums['top1']) / 297, abs=1e-7)
   assert got['loss'] == pytest.approx(float(sums['loss']) / 297, rel=1e-5)

@@ -1,0 +1,172 @@
+"""What a whole DNAL run costs, in units of training the baseline once.
+
+  PYTHONPATH=. python benchmarks/search_cost.py [--networks=vgg16_cifar,...] [--batch=N]
+    [--rounds=3] [--steps=4] [--width=1.0] [--image=SIDE] [--json=FILE]
+
+For every published row of a network: warm-up, search and fine-tuning by the
+measured times of our steps, on networks cut at random to the published macs,
+times the epochs of our configs (on ImageNet the published ones), over the
+baseline's epochs at the time of a warm-up step. Beside it the authors' way,
+which fine-tunes at full size with closed channels at zero.
+"""
+
+import argparse
+import importlib
+import json
+
+import contenders
+import timing
+
+from dnal_jax import compact, models
+
+# {network: (config, batch on a CPU, {lambda: published macs})}
+PUBLISHED = {
+  'vgg16_cifar': (
+    'vgg16_cifar10',
+    128,
+    {
+      '1e-5': 211.89e6, '5e-5': 195.14e6, '1e-4': 161.97e6,
+      '2e-4': 61.23e6, '3e-4': 29.77e6, '4e-4': 22.04e6, '5e-4': 16.65e6,
+    },
+  ),
+  'resnet56_cifar': (
+    'resnet56_cifar10',
+    128,
+    {
+      '1e-5': 93.94e6, '5e-5': 83.11e6, '1e-4': 36.94e6,
+      '2e-4': 8.63e6, '3e-4': 3.44e6, '4e-4': 2.38e6, '5e-4': 1.68e6,
+    },
+  ),
+  'mobilenet_v2_cifar': (
+    'mbv2_cifar10',
+    128,
+    {
+      '1e-5': 59.47e6, '5e-5': 54.98e6, '1e-4': 36.63e6,
+      '2e-4': 13.35e6, '3e-4': 7.81e6, '4e-4': 5.4e6, '5e-4': 4.5e6,
+    },
+  ),
+  'vgg16': ('vgg16_imagenet', 4, {'1e-4': 4.69e9}),
+  'resnet50': (
+    'resnet50_imagenet',
+    16,
+    {'5e-5': 2.07e9, '6e-5': 1.75e9, '7e-5': 1.44e9, '1e-4': 0.88e9},
+  ),
+  'mobilenet_v2': (
+    'mbv2_imagenet',
+    16,
+    {'6e-5': 217.24e6, '7e-5': 207.25e6},
+  ),
+}
+
+
+def epochs_of(config):
+  """{stage: epochs} of a config, the baseline among them."""
+  stages = importlib.import_module(f'configs.{config}').get_config().stages
+  return {name: stage.epochs for name, stage in stages.items()}
+
+
+def measure(name, flags):
+  """The rows of one network."""
+  config, batch, published = PUBLISHED[name]
+  variant = models.get(name)
+  side = flags.image or variant.image
+  shape = (side, side, 3)
+  net = variant.build(classes=variant.classes, width=flags.width)
+  images, labels = contenders.batch(flags.batch or batch, shape, 10)
+  at_once = 64 if side <= 64 else 1
+  whole = compact.count(
+    variant.build(classes=variant.classes), shape_of(variant)
+  )
+  full = compact.count(net, shape).macs
+  nets = {
+    key: contenders.cut_to(net, shape, full * macs / whole.macs)
+    for key, macs in published.items()
+  }
+  some = next(iter(nets.values()))
+  masked = contenders.Masked(
+    'masked', 1000, contenders.WEIGHTS, keep=tuple(some.keep.items())
+  )
+  stages = {
+    'warmup': (net, contenders.WARMUP),
+    'search': (net, contenders.SEARCH),
+    'masked': (net, masked),
+    **{key: (cut, contenders.FINETUNE) for key, cut in nets.items()},
+  }
+  runs = {
+    key: contenders.ours(
+      network, stage, images, labels, steps=flags.steps, at_once=at_once
+    )
+    for key, (network, stage) in stages.items()
+  }
+  seconds = timing.interleaved(runs, flags.rounds)
+  epochs = epochs_of(config)
+  return [
+    {
+      'network': name,
+      'lambda': key,
+      'macs': published[key],
+      'macs, share': compact.count(nets[key], shape).macs / full,
+      'step, share': timing.ratio(seconds[key], seconds['warmup']),
+      'epochs': epochs,
+      'ours': cost(seconds, epochs, key),
+      'masked': cost(seconds, epochs, 'masked'),
+    }
+    for key in published
+  ]
+
+
+def shape_of(variant):
+  return variant.image, variant.image, 3
+
+
+def cost(seconds, epochs, finetune):
+  """Spread over the rounds of DNAL's time over the baseline's."""
+  rounds = zip(
+    *(seconds[key] for key in ('warmup', 'search', finetune)), strict=True
+  )
+  return timing.spread(
+    [
+      (
+        epochs['warmup'] * warmup
+        + epochs['search'] * search
+        + epochs['finetune'] * tuned
+      )
+      / (epochs['baseline'] * warmup)
+      for warmup, search, tuned in rounds
+    ]
+  )
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--networks', default=','.join(PUBLISHED))
+  parser.add_argument('--batch', type=int)
+  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--steps', type=int, default=4)
+  parser.add_argument('--width', type=float, default=1.0)
+  parser.add_argument('--image', type=int)
+  parser.add_argument('--json')
+  flags = parser.parse_args()
+  machine = timing.machine()
+  print(', '.join(f'{k} {v}' for k, v in machine.items()))
+  print(
+    f'{flags.rounds} interleaved rounds of {flags.steps} steps; a whole run'
+    ' over training the baseline once: median (min to max)'
+  )
+  rows = []
+  for name in flags.networks.split(','):
+    for row in measure(name, flags):
+      rows.append(row)
+      print(
+        f'{name:20} {row["lambda"]}: macs x {row["macs, share"]:.2f}, step x'
+        f' {timing.told(row["step, share"])}; run {timing.told(row["ours"])},'
+        f' masked at full size {timing.told(row["masked"])}',
+        flush=True,
+      )
+  if flags.json:
+    with open(flags.json, 'w') as file:
+      json.dump({'machine': machine, 'search_cost': rows}, file, indent=1)
+
+
+if __name__ == '__main__':
+  main()

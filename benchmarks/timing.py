@@ -1,0 +1,96 @@
+"""What the benchmarks share: interleaved rounds, their spread, the machine."""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+
+
+def machine():
+  """What the figures were measured on."""
+  packages = ('jax', 'flax', 'torch')
+  found = {'device': jax.devices()[0].device_kind, 'cores': os.cpu_count()}
+  for line in _lines('/proc/cpuinfo'):
+    if line.startswith('model name'):
+      found['processor'] = line.split(':', 1)[1].strip()
+      break
+  found['python'] = platform.python_version()
+  for name in packages:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = None
+  found['GLIBC_TUNABLES'] = os.environ.get('GLIBC_TUNABLES')
+  if jax.default_backend() == 'gpu':
+    query = (
+      'nvidia-smi',
+      '--query-gpu=driver_version',
+      '--format=csv,noheader',
+    )
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    found['driver'] = done.stdout.strip() or None
+  return found
+
+
+def _lines(path):
+  try:
+    with open(path) as file:
+      return file.readlines()
+  except OSError:
+    return []
+
+
+def interleaved(contenders, rounds):
+  """{name: [seconds of each round]}; a contender is called once to warm up,
+  then once in every round, which each begin at another one."""
+  names = list(contenders)
+  for name in names:
+    contenders[name]()
+  found = {name: [] for name in names}
+  for i in range(rounds):
+    at = i % len(names)
+    for name in names[at:] + names[:at]:
+      found[name].append(contenders[name]())
+  return found
+
+
+def spread(values):
+  """{median, min, max} of some figures."""
+  return {
+    'median': statistics.median(values),
+    'min': min(values),
+    'max': max(values),
+  }
+
+
+def ratio(above, below):
+  """Spread of the ratios of two contenders in the same rounds."""
+  return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def told(figures, form='.2f'):
+  """'median (min to max)'."""
+  median, low, high = (
+    format(figures[k], form) for k in ('median', 'min', 'max')
+  )
+  return f'{median} ({low} to {high})'
+
+
+def peak(dtype):
+  """Multiply-adds per second of a large matrix product on this device: what
+  shares of the peak are shares of."""
+  n = 2048 if jax.default_backend() == 'cpu' else 8192
+  a = jnp.ones((n, n), dtype)
+  product = jax.jit(lambda a: a @ a)
+  product(a).block_until_ready()
+  best = 0.0
+  for _ in range(5):
+    started = time.perf_counter()
+    jax.block_until_ready([product(a) for _ in range(4)])
+    best = max(best, 4 * n**3 / (time.perf_counter() - started))
+  return best

@@ -1,0 +1,155 @@
+"""Train steps of every stage, ours beside PyTorch's.
+
+  python benchmarks/train_step.py [--networks=resnet56_cifar,...] [--batch=128]
+    [--dtype=float32] [--rounds=5] [--steps=4] [--width=1.0] [--image=SIDE]
+    [--torch=eager,compile] [--masked] [--json=FILE]
+
+Steps per second of warm-up, search and fine-tuning (cut to 50 % and 25 % of
+the macs), in interleaved rounds: images/s, ours over PyTorch's, the share of
+what a large matrix product reaches here, and how a stage compares with the
+warm-up. --masked adds the authors' way of fine-tuning, full size with zeros;
+--torch= leaves PyTorch out.
+"""
+
+import argparse
+import json
+
+import contenders
+import timing
+
+from dnal_jax import compact, models
+
+CIFAR = 'vgg16_cifar,resnet56_cifar,mobilenet_v2_cifar'
+# Passes through the network: forward, input gradients, weight gradients.
+PASSES = {'warmup': 3, 'search': 2, 'masked': 3}
+
+
+def stages_of(net, shape, masked):
+  """{name: (network, stage)} of what is timed."""
+  macs = compact.count(net, shape).macs
+  half, quarter = (
+    contenders.cut_to(net, shape, macs * share) for share in (0.5, 0.25)
+  )
+  found = {
+    'warmup': (net, contenders.WARMUP),
+    'search': (net, contenders.SEARCH),
+    'finetune 50%': (half, contenders.FINETUNE),
+    'finetune 25%': (quarter, contenders.FINETUNE),
+  }
+  if masked:
+    stage = contenders.Masked(
+      'masked', 1000, contenders.WEIGHTS, keep=tuple(half.keep.items())
+    )
+    found['masked'] = (net, stage)
+  return found
+
+
+def measure(name, flags):
+  """The figures of one network."""
+  variant = models.get(name)
+  side = flags.image or variant.image
+  shape = (side, side, 3)
+  net = variant.build(classes=variant.classes, width=flags.width)
+  images, labels = contenders.batch(flags.batch, shape, variant.classes)
+  # What streams its images does one step a call.
+  at_once = 64 if side <= 64 else 1
+  kinds = [kind for kind in flags.torch.split(',') if kind]
+  stages = stages_of(net, shape, flags.masked)
+  runs = {}
+  for stage, (network, value) in stages.items():
+    arguments = network, value, images, labels
+    options = {'steps': flags.steps, 'dtype': flags.dtype}
+    runs[stage, 'ours'] = contenders.ours(
+      *arguments, **options, at_once=at_once
+    )
+    for kind in kinds if stage != 'masked' else []:
+      runs[stage, kind] = contenders.pytorch(
+        *arguments, **options, compiled=kind == 'compile'
+      )
+  seconds = timing.interleaved(runs, flags.rounds)
+  peak = timing.peak(flags.dtype)
+  full = compact.count(net, shape).macs
+  rows = []
+  for stage, (network, _) in stages.items():
+    macs = compact.count(network, shape).macs
+    took = seconds[stage, 'ours']
+    done = macs * PASSES.get(stage, 3) * flags.batch
+    rows.append(
+      {
+        'network': name,
+        'stage': stage,
+        'batch': flags.batch,
+        'dtype': flags.dtype,
+        'macs': macs,
+        'seconds': timing.spread(took),
+        'images/s': timing.spread([flags.batch / s for s in took]),
+        'of peak': done / timing.spread(took)['median'] / peak,
+        'over warmup': timing.ratio(took, seconds['warmup', 'ours']),
+        'macs, fewer': full / macs,
+        'speed-up': timing.ratio(seconds['warmup', 'ours'], took),
+        **{
+          f'over {kind}': timing.ratio(seconds[stage, kind], took)
+          for kind in kinds
+          if (stage, kind) in seconds
+        },
+        **{
+          f'{kind} speed-up': timing.ratio(
+            seconds['warmup', kind], seconds[stage, kind]
+          )
+          for kind in kinds
+          if (stage, kind) in seconds
+        },
+      }
+    )
+  return rows
+
+
+def show(rows):
+  for row in rows:
+    print(
+      f'{row["network"]:20} {row["stage"]:13}'
+      f' {timing.told(row["images/s"], ".0f"):22} images/s'
+      f' {row["of peak"]:6.1%} of peak'
+      f'  time over warm-up {timing.told(row["over warmup"])},'
+      f' macs {1 / row["macs, fewer"]:.2f}'
+      + ''.join(
+        f'  {key} {timing.told(value)}'
+        for key, value in row.items()
+        if key.startswith('over ') and key != 'over warmup'
+      ),
+      flush=True,
+    )
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--networks', default=CIFAR)
+  parser.add_argument('--batch', type=int, default=128)
+  parser.add_argument('--dtype', default='float32')
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--steps', type=int, default=4)
+  parser.add_argument('--width', type=float, default=1.0)
+  parser.add_argument('--image', type=int)
+  parser.add_argument('--torch', default='eager')
+  parser.add_argument('--masked', action='store_true')
+  parser.add_argument('--json')
+  flags = parser.parse_args()
+  machine = timing.machine()
+  print(', '.join(f'{k} {v}' for k, v in machine.items()))
+  print(
+    f'{flags.rounds} interleaved rounds of {flags.steps} steps, batch'
+    f' {flags.batch}, {flags.dtype}; median (min to max).'
+    ' "over eager": images/s over those of PyTorch'
+  )
+  rows = []
+  for name in flags.networks.split(','):
+    found = measure(name, flags)
+    show(found)
+    rows += found
+  if flags.json:
+    with open(flags.json, 'w') as file:
+      json.dump({'machine': machine, 'train_step': rows}, file, indent=1)
+
+
+if __name__ == '__main__':
+  main()
