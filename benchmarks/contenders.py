@@ -81,6 +81,15 @@ def initial(net, shape):
   return variables['params'], variables['batch_stats']
 
 
+def begin(net, stage, shape, source):
+  """The state at the start of a stage."""
+  params, batch_stats = initial(net, shape)
+  gates = compact.walk(net, shape).shapes.get('gates', {})
+  logits = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), gates)
+  of_stage = partial(step.begin, stage, steps_per_epoch=source.steps_per_epoch)
+  return jax.jit(of_stage)(params, logits, batch_stats)
+
+
 def cut_to(net, shape, macs, *, multiple=1):
   """The network with random channels closed, a share of them everywhere, so
   that `macs` are left; widths are multiples of `multiple`."""
@@ -110,11 +119,7 @@ def ours(net, stage, images, labels, *, steps, at_once=64, dtype='float32'):
   shape = images.shape[1:]
   source: Any = OneBatch(images, labels, at_once)
   compiled = engine.CompiledStage(net, stage, source, dtype=dtype, first_step=0)
-  params, batch_stats = initial(net, shape)
-  gates = compact.walk(net, shape).shapes.get('gates', {})
-  logits = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), gates)
-  begin = partial(step.begin, stage, steps_per_epoch=source.steps_per_epoch)
-  state = jax.jit(begin)(params, logits, batch_stats)
+  state = begin(net, stage, shape, source)
 
   def run():
     nonlocal state

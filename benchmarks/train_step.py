@@ -2,13 +2,13 @@
 
   python benchmarks/train_step.py [--networks=resnet56_cifar,...] [--batch=128]
     [--dtype=float32] [--rounds=5] [--steps=4] [--width=1.0] [--image=SIDE]
-    [--torch=eager,compile] [--masked] [--json=FILE]
+    [--torch=eager,compile] [--multiples 1 16] [--masked] [--json=FILE]
 
-Steps per second of warm-up, search and fine-tuning (cut to 50 % and 25 % of
-the macs), in interleaved rounds: images/s, ours over PyTorch's, the share of
-what a large matrix product reaches here, and how a stage compares with the
-warm-up. --masked adds the authors' way of fine-tuning, full size with zeros;
---torch= leaves PyTorch out.
+Steps of warm-up, search and fine-tuning (cut to 50 % and 25 % of the macs;
+x16: to widths that are multiples of 16), in interleaved rounds: images/s, ours
+over PyTorch's, the share of what a large matrix product reaches here, and how
+a stage compares with the warm-up. --masked adds the authors' way of
+fine-tuning, full size with zeros; --torch= leaves PyTorch out.
 """
 
 import argparse
@@ -24,19 +24,20 @@ CIFAR = 'vgg16_cifar,resnet56_cifar,mobilenet_v2_cifar'
 PASSES = {'warmup': 3, 'search': 2, 'masked': 3}
 
 
-def stages_of(net, shape, masked):
+def stages_of(net, shape, multiples, masked):
   """{name: (network, stage)} of what is timed."""
   macs = compact.count(net, shape).macs
-  half, quarter = (
-    contenders.cut_to(net, shape, macs * share) for share in (0.5, 0.25)
-  )
   found = {
     'warmup': (net, contenders.WARMUP),
     'search': (net, contenders.SEARCH),
-    'finetune 50%': (half, contenders.FINETUNE),
-    'finetune 25%': (quarter, contenders.FINETUNE),
   }
+  for share in (0.5, 0.25):
+    for multiple in multiples:
+      name = f'finetune {share:.0%}' + (f' x{multiple}' if multiple > 1 else '')
+      cut = contenders.cut_to(net, shape, macs * share, multiple=multiple)
+      found[name] = cut, contenders.FINETUNE
   if masked:
+    half, _ = found['finetune 50%']
     stage = contenders.Masked(
       'masked', 1000, contenders.WEIGHTS, keep=tuple(half.keep.items())
     )
@@ -54,7 +55,7 @@ def measure(name, flags):
   # What streams its images does one step a call.
   at_once = 64 if side <= 64 else 1
   kinds = [kind for kind in flags.torch.split(',') if kind]
-  stages = stages_of(net, shape, flags.masked)
+  stages = stages_of(net, shape, flags.multiples, flags.masked)
   runs = {}
   for stage, (network, value) in stages.items():
     arguments = network, value, images, labels
@@ -107,7 +108,7 @@ def measure(name, flags):
 def show(rows):
   for row in rows:
     print(
-      f'{row["network"]:20} {row["stage"]:13}'
+      f'{row["network"]:20} {row["stage"]:17}'
       f' {timing.told(row["images/s"], ".0f"):22} images/s'
       f' {row["of peak"]:6.1%} of peak'
       f'  time over warm-up {timing.told(row["over warmup"])},'
@@ -131,6 +132,7 @@ def main():
   parser.add_argument('--width', type=float, default=1.0)
   parser.add_argument('--image', type=int)
   parser.add_argument('--torch', default='eager')
+  parser.add_argument('--multiples', type=int, nargs='+', default=[1, 16])
   parser.add_argument('--masked', action='store_true')
   parser.add_argument('--json')
   flags = parser.parse_args()

@@ -23,6 +23,7 @@ def new(network: str, data: Mapping[str, Any]) -> ConfigDict:
       'data': data,
       'tensorboard': True,
       'checkpoint_steps': placeholder(int),  # none: after each epoch only
+      'profile': placeholder(int),  # none; steps of each stage to trace
       'compute_dtype': 'float32',  # or 'bfloat16'; parameters stay float32
       'label_smoothing': 0.0,
       'ema': 0.0,  # decay of an average of the weights, which is handed on
@@ -79,7 +80,11 @@ def stages(
           'head': constant('params/head/.*'),
         },
       },
-      'finetune': {**trained(*finetune), 'prune_below': 0.9},
+      'finetune': {
+        **trained(*finetune),
+        'prune_below': 0.9,
+        'prune_multiple': 1,  # 8, say: widths are rounded up to multiples of 8
+      },
       'baseline': trained(*baseline),
     }
   )

@@ -33,6 +33,12 @@ class Position:
   images: int = 0  # to train on
   broken: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
+  @property
+  def epochs_done(self) -> int:
+    """In all stages."""
+    before = self.stages[: self.stage]
+    return sum(stage['epochs'] for stage in before) + self.epoch
+
   def begin_stage(self, name: str, epochs: int, steps: int) -> None:
     """Adds the entry of a stage to the result; an epoch fills it in."""
     self.stages.append(

@@ -63,6 +63,7 @@ class CompiledStage:
     # (state, inputs, n) -> state after n steps, their metrics [self._most].
     # Uses up the state given.
     self._steps = jax.jit(steps, donate_argnums=0)
+    self._called_with: Any = None  # shapes of (state, inputs)
     self._pace = min(_LEAST, self._most)  # steps of the next call
 
   def train(
@@ -100,6 +101,8 @@ class CompiledStage:
       n = min(self._pace, left)
       # In an epoch, one input serves all steps of a call.
       served, *_ = itertools.islice(inputs, n)
+      if self._called_with is None:
+        self._called_with = jax.eval_shape(lambda *a: a, state, served)
       state, metrics = self._steps(state, served, n)
       under_way.append((n, metrics))
       left -= n
@@ -108,6 +111,11 @@ class CompiledStage:
     while under_way:
       end()
     return state, done
+
+  def text(self) -> str:
+    """The compiled program of the steps; after the first of them."""
+    compiled = self._steps.lower(*self._called_with, 1).compile()
+    return compiled.as_text() or ''
 
 
 def check_finite(loss: float, stage: Stage, epoch: int) -> None:

@@ -30,8 +30,9 @@ from dnal_jax import compact, errors, layers, models, trees
 
 SCHEMA_VERSION = 1
 _WEIGHTS = 'model/variables.safetensors'
-# A run that has met a broken image may go on without it.
-_MAY_CHANGE = ('data.skip_broken',)
+# A run that has met a broken image may go on without it, and a trace changes
+# nothing.
+_MAY_CHANGE = ('data.skip_broken', 'profile')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 

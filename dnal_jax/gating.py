@@ -31,11 +31,23 @@ def soft(logits: Tree, delta: jax.typing.ArrayLike) -> Tree:
   return jax.tree.map(lambda s: jax.nn.sigmoid(delta * s), logits)
 
 
-def hard(logits: Tree, delta_end: float, threshold: float) -> Tree:
-  """g = 1 where the soft gate at `delta_end` is above `threshold`, else 0."""
-  return jax.tree.map(
-    lambda g: (g > threshold).astype(g.dtype), soft(logits, delta_end)
-  )
+def hard(
+  logits: Tree, delta_end: float, threshold: float, multiple: int = 1
+) -> Tree:
+  """g = 1 where the soft gate at `delta_end` is above `threshold`, else 0.
+
+  With a multiple, where any gate of a layer is open, the largest logits of
+  the closed ones open too, until the number of open ones divides by it or all
+  are (ours: odd widths can be slower than wider ones).
+  """
+
+  def layer(s, g):
+    opened = (g > threshold).sum()
+    wanted = -(-opened // multiple) * multiple
+    rank = jnp.argsort(jnp.argsort(-s))  # 0 for the largest, ties in order
+    return (rank < wanted).astype(g.dtype)
+
+  return jax.tree.map(layer, logits, soft(logits, delta_end))
 
 
 def delta(epoch: int, epochs: int, delta_end: float) -> float:

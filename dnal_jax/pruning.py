@@ -31,11 +31,13 @@ def prune(
   *,
   search: Stage,
   threshold: float,
+  multiple: int,
   image_shape: tuple[int, int, int],
   evaluator: evaluate.Evaluator,
   decided: Callable[[layers.Keep], None],
 ) -> Pruned:
-  """Cuts `net` to the gates above `threshold` at the search's last delta.
+  """Cuts `net` to the gates above `threshold` at the search's last delta, and
+  to widths that are multiples of `multiple` (`gating.hard`).
 
   `decided` is told the surviving channels first, so that they are kept even
   if nothing can be built on them.
@@ -45,7 +47,12 @@ def prune(
     RuntimeError: the two networks are not the same function.
   """
   assert search.delta_end is not None
-  hard = partial(gating.hard, delta_end=search.delta_end, threshold=threshold)
+  hard = partial(
+    gating.hard,
+    delta_end=search.delta_end,
+    threshold=threshold,
+    multiple=multiple,
+  )
   gated = {
     'params': params,
     'batch_stats': batch_stats,

@@ -39,6 +39,7 @@ class Settings:
   tensorboard: bool = True  # events for TensorBoard, where clu is installed
   compute_dtype: Literal['float32', 'bfloat16'] = 'float32'  # in training
   checkpoint_steps: int | None = None  # besides after every epoch
+  profile: int | None = None  # steps of each stage to trace
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -123,6 +124,7 @@ def _check(settings: Settings) -> None:
     ('data.train_limit', images.train_limit),
     ('network.width', settings.network.width),
     ('checkpoint_steps', settings.checkpoint_steps),
+    ('profile', settings.profile),
   ):
     if value is not None and value <= 0:
       raise errors.UserError(f'{key} is {value}; it must be positive')

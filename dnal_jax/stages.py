@@ -91,6 +91,7 @@ class Stage:
   delta_end: float | None = None  # None: the gates are open
   penalty: float = 0.0  # lambda, of the sum of sigmoid(s) over all gates
   prune_below: float | None = None  # on entry, cut channels with gates below
+  prune_multiple: int = 1  # of which the widths kept are made multiples
   label_smoothing: float = 0.0  # share of the target spread over all classes
   ema: float = 0.0  # decay of the average of weights that the stage hands on
 
@@ -117,6 +118,10 @@ class Stage:
         raise ValueError(f'{key} is {getattr(self, key)}; it must be in [0, 1)')
     if self.delta_end is not None and self.delta_end <= 1:
       raise ValueError(f'delta_end is {self.delta_end}; it must be above 1')
+    if self.prune_multiple < 1:
+      raise ValueError(
+        f'prune_multiple is {self.prune_multiple}; it must be 1 or more'
+      )
     if self.prune_below is not None and not 0 < self.prune_below < 1:
       raise ValueError(
         f'prune_below is {self.prune_below}; it must be between 0 and 1'

@@ -24,6 +24,7 @@ from dnal_jax import (
   folder,
   gating,
   layers,
+  profile,
   pruning,
   report,
   step,
@@ -77,10 +78,11 @@ class _Run:
       settings.classes,
       settings.image_shape,
     )
+    self.profile = profile.Profile(workdir / 'profile', settings.profile)
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
     self._resume_or_start()
     self.metrics = report.Metrics(
-      workdir, self._epochs_done(), settings.tensorboard
+      workdir, self.position.epochs_done, settings.tensorboard
     )
 
   def to_the_end(self) -> dict[str, Any]:
@@ -150,18 +152,14 @@ class _Run:
     parts = params, self.state.logits, batch_stats
     entered = self.settings.stages[self.position.stage + 1]
     if entered.prune_below is not None:
-      parts = self._prune(entered.prune_below)
+      parts = self._prune(entered.prune_below, entered.prune_multiple)
     self.position.stage += 1
     self.position.epoch = 0
     self._begin(*parts)
     self._save()
 
-  def _epochs_done(self) -> int:
-    before = self.settings.stages[: self.position.stage]
-    return sum(stage.epochs for stage in before) + self.position.epoch
-
   def _steps_done(self) -> int:
-    return self._epochs_done() * self.steps_per_epoch + self.position.step
+    return self.position.epochs_done * self.steps_per_epoch + self.position.step
 
   def _save(self) -> None:
     self.position.broken = self.source.broken
@@ -193,10 +191,7 @@ class _Run:
     bar.close()
 
   def _epoch(
-    self,
-    stage: engine.CompiledStage,
-    inputs: Iterator[Any],
-    bar: report.StageBar,
+    self, stage: engine.CompiledStage, inputs: Iterator, bar: report.StageBar
   ) -> None:
     """Trains to the end of the epoch, evaluates, and tells of it."""
     position, searches = self.position, self.stage.delta_end is not None
@@ -209,7 +204,7 @@ class _Run:
       self.stage,
       position.epoch,
       sums,
-      epochs_done=self._epochs_done(),
+      epochs_done=position.epochs_done,
       steps=self.steps_per_epoch,
       images=self.steps_per_epoch * self.settings.batch_size,
       validation=self.evaluate(self.net, self._variables(gates), 'validation'),
@@ -222,10 +217,7 @@ class _Run:
     bar.tell(report.epoch_line(row))
 
   def _steps(
-    self,
-    stage: engine.CompiledStage,
-    inputs: Iterator[Any],
-    bar: report.StageBar,
+    self, stage: engine.CompiledStage, inputs: Iterator, bar: report.StageBar
   ) -> None:
     """The steps that are left of the epoch; saves now and then."""
     position = self.position
@@ -235,9 +227,10 @@ class _Run:
       steps = min(
         every - position.step % every, self.steps_per_epoch - position.step
       )
-      self.state, metrics = stage.train(
-        self.state, inputs, steps=steps, told=bar.steps
-      )
+      with self.profile.record(self.stage.name, steps, stage.text) as steps:
+        self.state, metrics = stage.train(
+          self.state, inputs, steps=steps, told=bar.steps
+        )
       position.add(metrics, time.perf_counter() - started)
       engine.check_finite(position.sums['loss'], self.stage, position.epoch + 1)
       if position.step < self.steps_per_epoch:  # else after the evaluation
@@ -249,7 +242,7 @@ class _Run:
 
   # The cut and the end.
 
-  def _prune(self, threshold: float) -> tuple[Any, Any, Any]:
+  def _prune(self, threshold: float, multiple: int) -> tuple[Any, Any, Any]:
     """Params, logits, statistics of the cut network, then `self.net`."""
     done = self.settings.stages[: self.position.stage + 1]
     params, batch_stats = self.state.result
@@ -260,6 +253,7 @@ class _Run:
       batch_stats,
       search=[stage for stage in done if stage.delta_end is not None][-1],
       threshold=threshold,
+      multiple=multiple,
       image_shape=self.settings.image_shape,
       evaluator=self.evaluate,
       decided=self.write_architecture,

@@ -76,6 +76,24 @@ def test_hard_threshold_is_on_the_gate_not_the_logit():
   assert gating.hard(logits, 1e4, 0.9)['g'].tolist() == [0, 0, 0, 1, 1]
 
 
+@pytest.mark.parametrize(
+  ('logits', 'multiple', 'want'),
+  [
+    ([3.0, -1.0, 2.0, -2.0, 1.0], 1, [1, 0, 1, 0, 1]),
+    ([3.0, -1.0, 2.0, -2.0, 1.0], 2, [1, 1, 1, 0, 1]),
+    ([3.0, -1.0, 2.0, -2.0, 1.0], 3, [1, 0, 1, 0, 1]),
+    ([3.0, -1.0, 2.0, -2.0, 1.0], 8, [1, 1, 1, 1, 1]),  # there are no more
+    ([-3.0, -1.0, -2.0, -2.0], 4, [0, 0, 0, 0]),  # what is empty stays empty
+    ([1.0, -2.0, -2.0, -2.0], 2, [1, 1, 0, 0]),  # the first of equals
+  ],
+)
+def test_widths_are_rounded_up_with_the_best_closed_channels(
+  logits, multiple, want
+):
+  tree = {'g': np.array(logits)}
+  assert gating.hard(tree, 1e4, 0.9, multiple)['g'].tolist() == want
+
+
 def test_keep_maps_to_the_ids_of_the_full_network():
   hard = {'a': {'g': np.array([1.0, 0.0, 1.0])}}
   present, known = {'a': (2, 5, 7)}, {'a': tuple(range(9)), 'gone': (0, 1)}

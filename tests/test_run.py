@@ -171,11 +171,37 @@ def test_search_alone_and_cut_without_finetuning(tmp_path):
   flags = (
     *('--config.stages.search.epochs=2', '--config.stages.finetune.epochs=0'),
     "--config.order=('search','finetune')",
+    '--config.stages.finetune.prune_multiple=8',
   )
   succeed(tmp_path / 'cut', *flags)
+  architecture = json.loads((tmp_path / 'cut/architecture.json').read_text())
+  widths = [len(ids) for ids in architecture['gates'].values()]
+  assert [n % 8 for n in widths] == [0] * 6
+  assert 0 < sum(widths) < 448
   got = result(tmp_path / 'cut')
   assert got['stages'][1]['train_loss'] is None
   assert got['top1']['final'] == got['top1']['compact']
+
+
+@pytest.mark.slow
+def test_profile_traces_each_stage_and_changes_nothing(tmp_path):
+  """The ten largest costs, by the names of layers."""
+  succeed(tmp_path / 'plain', *SHORT)
+  told = succeed(tmp_path / 'traced', *SHORT, '--config.profile=3')
+  for stage in ('warmup', 'search', 'finetune'):
+    found = re.search(
+      rf'^{stage}: 3 steps traced .*\n((?:.* ms .*\n){{10}})', told, re.M
+    )
+    assert found, told
+    costs = found[1].splitlines()
+    assert len(costs) == 10
+    assert any('conv' in line for line in costs), costs
+    shares = [float(re.search(r'([\d.]+)%', line)[1]) for line in costs]
+    assert shares == sorted(shares, reverse=True)
+    assert 10 < sum(shares) <= 100
+    assert list((tmp_path / 'traced/profile' / stage).rglob('*.xplane.pb'))
+  assert result(tmp_path / 'traced') == result(tmp_path / 'plain')
+  assert metrics(tmp_path / 'traced') == metrics(tmp_path / 'plain')
 
 
 @pytest.mark.slow
