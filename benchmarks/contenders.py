@@ -169,6 +169,10 @@ def pytorch(
   sgd = torch.optim.SGD(
     trained, group.lr.base, group.momentum, weight_decay=group.weight_decay
   )
+  walk = compact.walk(net, shape)
+  if searches:
+    have = sum(gate.numel() for gate in gates)
+    assert have == sum(map(len, walk.gates.values())), 'other gates than ours'
   forward = torch.compile(module) if compiled else module
 
   def one():

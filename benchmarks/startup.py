@@ -22,7 +22,9 @@ import jax
 ROOT = pathlib.Path(__file__).parent.parent
 DRIVER = """
 import os, sys, time
-from dnal_jax import report
+from dnal_jax import engine, report
+
+engine._LEAST = 1  # not the first call of four
 
 def first_step(bar, done, metrics):
   print(time.time(), 'tensorflow' in sys.modules, flush=True)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from dnal_jax import compact, trees
+from dnal_jax.layers import scaled
 from dnal_jax.models import mobilenet_v2, resnet, vgg
 
 DELTA = 2.5  # of the gates; constant within an epoch
@@ -55,13 +56,15 @@ class Layers:
   def __init__(self, sites, gated):
     self.sites, self.gated = sites, gated
 
-  def conv(self, path, stride=1):
-    """None if the layer is not there any more."""
+  def conv(self, path, stride=1, gate=True):
+    """None if the layer is not there any more. An expansion shares the width
+    that a gate further on decides over, and has none itself."""
     site = self.sites.get(path)
     if site is None or not site.outs:
       return None
     assert site.ins is None or site.ins, f'{path} reads nothing'
-    return ConvBn(site, stride, self.gated and site.out_gate is not None)
+    gated = self.gated and gate and site.out_gate is not None
+    return ConvBn(site, stride, gated)
 
   def head(self):
     paths = [path for path in self.sites if path.startswith('head/')]
@@ -187,11 +190,13 @@ class ResNet(nn.Module):
     names = ('conv1', 'conv2') if basic else ('conv1', 'conv2', 'conv3')
     self.pool = net.stem_pool
     self.stem_conv = layers.conv('stem_conv', net.stem_layer[2])
-    ids, inputs = self.stem_conv.ids, net.stem_layer[0]
+    ids = self.stem_conv.ids
+    inputs = scaled(net.stem_layer[0], net.width)
     blocks = []
     for i, (count, features) in enumerate(
       zip(net.blocks, net.features, strict=True), 1
     ):
+      features = scaled(features, net.width)
       for j in range(1, count + 1):
         stride = 2 if i > 1 and j == 1 else 1
         strides = (stride, 1) if basic else (1, stride, 1)
@@ -216,7 +221,7 @@ class ResNet(nn.Module):
 class InvertedResidual(nn.Module):
   def __init__(self, layers, path, stride, ids, identity):
     super().__init__()
-    self.expand = layers.conv(f'{path}/expand')
+    self.expand = layers.conv(f'{path}/expand', gate=False)
     self.depthwise = layers.conv(f'{path}/depthwise', stride)
     self.project = layers.conv(f'{path}/project')
     self.shortcut = layers.conv(f'{path}/shortcut')
@@ -241,10 +246,11 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
   def __init__(self, net, layers):
     super().__init__()
-    self.stem_conv = layers.conv('stem_conv', net.stem_stride)
-    ids, inputs = self.stem_conv.ids, net.stem_channels
+    self.stem_conv = layers.conv('stem_conv', net.stem_stride, gate=False)
+    ids, inputs = self.stem_conv.ids, scaled(net.stem_channels, net.width)
     blocks = []
     for i, (_, features, count, stride) in enumerate(net.stages, 1):
+      features = scaled(features, net.width)
       for j in range(1, count + 1):
         first = stride if j == 1 else 1
         path = f'block{i}_{j}'

@@ -2,13 +2,15 @@
 
   python benchmarks/train_step.py [--networks=resnet56_cifar,...] [--batch=128]
     [--dtype=float32] [--rounds=5] [--steps=4] [--width=1.0] [--image=SIDE]
-    [--torch=eager,compile] [--multiples 1 16] [--masked] [--json=FILE]
+    [--torch=eager,compile] [--multiples 1 16] [--masked]
+    [--stages=warmup,...] [--json=FILE]
 
 Steps of warm-up, search and fine-tuning (cut to 50 % and 25 % of the macs;
 x16: to widths that are multiples of 16), in interleaved rounds: images/s, ours
 over PyTorch's, the share of what a large matrix product reaches here, and how
 a stage compares with the warm-up. --masked adds the authors' way of
-fine-tuning, full size with zeros; --torch= leaves PyTorch out.
+fine-tuning, full size with zeros; --stages are beginnings of names of stages,
+the warm-up is always timed; --torch= leaves PyTorch out.
 """
 
 import argparse
@@ -37,7 +39,7 @@ def stages_of(net, shape, multiples, masked):
       cut = contenders.cut_to(net, shape, macs * share, multiple=multiple)
       found[name] = cut, contenders.FINETUNE
   if masked:
-    half, _ = found['finetune 50%']
+    half = contenders.cut_to(net, shape, macs / 2)
     stage = contenders.Masked(
       'masked', 1000, contenders.WEIGHTS, keep=tuple(half.keep.items())
     )
@@ -56,6 +58,9 @@ def measure(name, flags):
   at_once = 64 if side <= 64 else 1
   kinds = [kind for kind in flags.torch.split(',') if kind]
   stages = stages_of(net, shape, flags.multiples, flags.masked)
+  if flags.stages:
+    wanted = ('warmup', *flags.stages.split(','))
+    stages = {k: v for k, v in stages.items() if k.startswith(wanted)}
   runs = {}
   for stage, (network, value) in stages.items():
     arguments = network, value, images, labels
@@ -132,6 +137,7 @@ def main():
   parser.add_argument('--width', type=float, default=1.0)
   parser.add_argument('--image', type=int)
   parser.add_argument('--torch', default='eager')
+  parser.add_argument('--stages')  # the warm-up is always among them
   parser.add_argument('--multiples', type=int, nargs='+', default=[1, 16])
   parser.add_argument('--masked', action='store_true')
   parser.add_argument('--json')

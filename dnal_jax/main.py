@@ -4,6 +4,7 @@ python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
 """
 
 from collections.abc import Sequence
+import os
 import pathlib
 import shlex
 import sys
@@ -42,8 +43,16 @@ def main(argv: Sequence[str]) -> None:
 def _keep_compiled() -> None:
   """Has JAX keep compiled programs for the next start, in the user's cache;
   a folder that JAX was told by its own settings stays."""
-  if jax.config.values['jax_compilation_cache_dir'] is None:
-    jax.config.update('jax_compilation_cache_dir', str(cache.path('compiled')))
+  if jax.config.values['jax_compilation_cache_dir'] is not None:
+    return
+  folder = cache.path('compiled')
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    print(f"no cache in '{folder}' ({error.strerror}); compiling anew next")
+    return
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 _LARGEST = 10
-_FIRST = 8  # steps that come before: compiling, and the first use of memory
+# Steps that come before, at most: compiling, and the first use of memory.
+_FIRST = 8
 # Operations that contain others.
 _CONTAINERS = re.compile(r'(while|call|conditional)[.\d]*')
 # What JAX's transformations wrap around a path of the network.
@@ -19,11 +20,12 @@ _WRAPPING = re.compile(r'\w*\((.*)\)')
 
 
 class Profile:
-  """Traces some steps of every stage of a run, into `directory`/STAGE."""
+  """Traces some steps of every stage of a run, into `directory`/STAGE: as many
+  as asked for, or as its first epoch has left behind the first step."""
 
   def __init__(self, directory: pathlib.Path, steps: int | None):
     self._directory, self._steps = directory, steps
-    self._seen: dict[str, int] = {}
+    self._calls: Counter[str] = Counter()
 
   @contextlib.contextmanager
   def record(
@@ -31,15 +33,12 @@ class Profile:
   ) -> Iterator[int]:
     """Gives the number of steps to run inside, `most` unless it is to trace
     fewer. `program` is asked for the text of what was compiled."""
-    seen = self._seen.get(stage, 0)
-    if self._steps is None or seen > _FIRST:
+    self._calls[stage] += 1
+    if self._steps is None or self._calls[stage] > 2:
       yield most
-    elif seen < _FIRST:
-      steps = min(_FIRST - seen, most)
-      self._seen[stage] = seen + steps
-      yield steps
+    elif self._calls[stage] == 1:
+      yield max(1, min(_FIRST, most - self._steps))
     else:
-      self._seen[stage] = seen + 1
       steps = min(self._steps, most)
       directory = self._directory / stage
       with jax.profiler.trace(str(directory)):
@@ -49,6 +48,8 @@ class Profile:
 
 def _table(stage: str, directory: pathlib.Path, steps: int, text: str) -> str:
   costs = _costs(directory)
+  if not costs:
+    return f'{stage}: the trace in {directory} has no operations in it'
   total = sum(costs.values())
   origins = _origins(text)
   lines = [
@@ -65,11 +66,13 @@ def _table(stage: str, directory: pathlib.Path, steps: int, text: str) -> str:
 
 def _costs(directory: pathlib.Path) -> Counter[str]:
   """{operation: ms} of the newest trace below `directory`."""
-  newest = max(
+  costs: Counter[str] = Counter()
+  files = sorted(
     directory.rglob('*.xplane.pb'), key=lambda file: file.stat().st_mtime_ns
   )
-  costs: Counter[str] = Counter()
-  for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
+  if not files:
+    return costs
+  for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
     for line in plane.lines:
       for event in line.events:
         name = _operation(line.name, event)

@@ -222,18 +222,19 @@ class _Run:
     """The steps that are left of the epoch; saves now and then."""
     position = self.position
     while position.step < self.steps_per_epoch:
-      started = time.perf_counter()
       every = self.settings.checkpoint_steps or self.steps_per_epoch
       steps = min(
         every - position.step % every, self.steps_per_epoch - position.step
       )
       with self.profile.record(self.stage.name, steps, stage.text) as steps:
+        started = time.perf_counter()
         self.state, metrics = stage.train(
           self.state, inputs, steps=steps, told=bar.steps
         )
-      position.add(metrics, time.perf_counter() - started)
+        position.add(metrics, time.perf_counter() - started)
       engine.check_finite(position.sums['loss'], self.stage, position.epoch + 1)
-      if position.step < self.steps_per_epoch:  # else after the evaluation
+      ended = position.step == self.steps_per_epoch
+      if not ended and position.step % every == 0:  # else after the evaluation
         self._save()
 
   def _variables(self, gates) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import numpy as np
 def path(*parts: str) -> pathlib.Path:
   """~/.cache/dnal_jax/..., or below XDG_CACHE_HOME."""
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(home).expanduser().joinpath('dnal_jax', *parts)
+  # Not Path.expanduser, which raises where nobody has a home.
+  return pathlib.Path(os.path.expanduser(home)).joinpath('dnal_jax', *parts)
 
 
 def read(file: pathlib.Path, names: set[str]) -> dict[str, np.ndarray] | None:

@@ -1,0 +1,88 @@
+"""What makes starts and steps fast stays in place; no times are compared."""
+
+import json
+import os
+import subprocess
+import sys
+
+from commands import ROOT, command
+import pytest
+
+
+def run_with(environment, workdir):
+  """The shortest run of the demo's network, with some variables changed."""
+  flags = (
+    "--config.order=('baseline',)",
+    '--config.stages.baseline.epochs=1',
+    '--config.network.width=0.25',
+  )
+  inherited = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')}
+  return subprocess.run(
+    command(workdir, *flags),
+    cwd=ROOT,
+    env={**inherited, **environment},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_kept_for_the_next_start(tmp_path):
+  kept = tmp_path / 'cache' / 'dnal_jax' / 'compiled'
+  environment = {'XDG_CACHE_HOME': str(tmp_path / 'cache')}
+  assert run_with(environment, tmp_path / 'a').returncode == 0
+  programs = {file.name for file in kept.glob('*-cache')}
+  assert any('steps' in name for name in programs), programs
+  assert run_with(environment, tmp_path / 'b').returncode == 0
+  assert {file.name for file in kept.glob('*-cache')} == programs
+  weights = 'model/variables.safetensors'
+  a, b = ((tmp_path / name / weights).read_bytes() for name in 'ab')
+  assert a == b
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
+  (tmp_path / 'file').write_text('no folder')
+  done = run_with({'XDG_CACHE_HOME': str(tmp_path / 'file')}, tmp_path / 'run')
+  assert done.returncode == 0, done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.slow
+def test_first_step_needs_no_tensorflow():
+  """By the benchmark, which refuses otherwise."""
+  done = subprocess.run(
+    [sys.executable, 'benchmarks/startup.py', '1'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])['startup']
+  assert set(found) == {'cold', 'warm'}
+
+
+@pytest.mark.slow
+def test_train_steps_are_timed(tmp_path):
+  """Without PyTorch, which tests do not install."""
+  file = tmp_path / 'out.json'
+  flags = ('--networks=resnet8_digits', '--image=8', '--batch=8', '--torch=')
+  flags += ('--rounds=1', '--steps=1', '--masked', '--multiples', '1', '8')
+  done = subprocess.run(
+    [sys.executable, 'benchmarks/train_step.py', *flags, f'--json={file}'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  rows = json.loads(file.read_text())['train_step']
+  assert [row['stage'] for row in rows] == [
+    *('warmup', 'search', 'finetune 50%', 'finetune 50% x8'),
+    *('finetune 25%', 'finetune 25% x8', 'masked'),
+  ]
+  by_stage = {row['stage']: row for row in rows}
+  for share, stage in ((2, 'finetune 50%'), (4, 'finetune 25%')):
+    assert by_stage[stage]['macs, fewer'] == pytest.approx(share, rel=0.15)
