@@ -142,8 +142,8 @@ def pytorch(
 ):
   """The same in PyTorch, eager or compiled. Makes sure first that it is the
   same function: the losses of both on the batch differ by rounding."""
-  import torch
-  from torch.nn import functional
+  import torch  # pyright: ignore[reportMissingImports]
+  from torch.nn import functional  # pyright: ignore[reportMissingImports]
   import torch_networks
 
   shape = images.shape[1:]

@@ -6,9 +6,9 @@ that both are the same function before it compares their speed.
 """
 
 import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional
+import torch  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
+from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
 from dnal_jax import compact, trees
 from dnal_jax.layers import scaled
