@@ -105,9 +105,10 @@ def cut_to(net, shape, macs, *, multiple=1):
     return compact.with_keep(net, keep)
 
   low, high = 0.0, 1.0
-  for _ in range(12):
+  for _ in range(8):
     middle = (low + high) / 2
-    if compact.count(at(middle), shape).macs < macs:
+    sites = compact.walk(at(middle), shape).sites.values()
+    if sum(site.macs for site in sites) < macs:
       low = middle
     else:
       high = middle

@@ -62,7 +62,7 @@ part resnet50 110 "${step[@]}" --networks=resnet50 "${imagenet[@]}" \
   --stages=warmup --dtype=bfloat16 --torch=$kinds --json="$parts/resnet50.json"
 part device_data 40 "$python" benchmarks/device_data.py "${data[@]}" \
   --json="$parts/device_data.json"
-part search_cost 80 "$python" benchmarks/search_cost.py "${cifar[@]:0:4}" \
+part search_cost 80 "$python" benchmarks/search_cost.py "${cifar[@]:0:5}" \
   --networks=resnet56_cifar --json="$parts/search_cost.json"
 for penalty in 3e-4 1e-3; do
   part "fashion_mnist_$penalty" 65 "$python" -m dnal_jax.main \
