@@ -13,7 +13,6 @@ the loop over what it takes in one call of as many steps, less one.
 import argparse
 from collections.abc import Iterator
 import itertools
-import json
 import time
 from typing import Any
 
@@ -177,9 +176,7 @@ def main():
       f'{name:27} {timing.told(rates, ".1f"):26} steps/s, time over one call'
       f' {timing.told(over, ".3f")}'
     )
-  if flags.json:
-    with open(flags.json, 'w') as file:
-      json.dump({'machine': machine, 'device_data': rows}, file, indent=1)
+  timing.save(flags.json, machine, device_data=rows)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ which fine-tunes at full size with closed channels at zero.
 
 import argparse
 import importlib
-import json
 
 import contenders
 import timing
@@ -179,9 +178,7 @@ def main():
         f' masked at full size {timing.told(row["masked"])}',
         flush=True,
       )
-  if flags.json:
-    with open(flags.json, 'w') as file:
-      json.dump({'machine': machine, 'search_cost': rows}, file, indent=1)
+  timing.save(flags.json, machine, search_cost=rows)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """What the benchmarks share: interleaved rounds, their spread, the machine."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
@@ -10,6 +11,13 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+def save(path, machine, **rows):
+  """Writes the JSON that `path` names; None is for none."""
+  if path:
+    with open(path, 'w') as file:
+      json.dump({'machine': machine, **rows}, file, indent=1)
 
 
 def machine():

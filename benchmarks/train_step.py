@@ -14,7 +14,6 @@ the warm-up is always timed; --torch= leaves PyTorch out.
 """
 
 import argparse
-import json
 
 import contenders
 import timing
@@ -154,9 +153,7 @@ def main():
     found = measure(name, flags)
     show(found)
     rows += found
-  if flags.json:
-    with open(flags.json, 'w') as file:
-      json.dump({'machine': machine, 'train_step': rows}, file, indent=1)
+  timing.save(flags.json, machine, train_step=rows)
 
 
 if __name__ == '__main__':
