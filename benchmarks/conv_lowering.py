@@ -1,11 +1,12 @@
-"""Why `dnal_jax/conv.py` decides as it does: each form, side by side.
+"""Why `dnal_jax/conv_cpu.py` decides as it does: each form, side by side.
 
   python benchmarks/conv_lowering.py
 
-Times the forward pass and the forward pass with both gradients of XLA's own
-convolution (or pool) and of each other form that can compute it, interleaved,
-and prints the ratio native / form per shape as the median of the rounds with
-the extremes. Above 1, the form is faster; a star is on the one that is used.
+Times XLA's own convolution forwards, its gradient by the input and by the
+kernel, and the same in each other form that can compute them (for pools, all in
+one), interleaved, and prints the ratio native / form per shape as the median of
+the rounds with the extremes. Above 1, the form is faster; a star is on the one
+that is used.
 """
 
 from functools import partial
@@ -18,27 +19,33 @@ import time
 import jax
 import jax.numpy as jnp
 
-from dnal_jax import conv
+from dnal_jax import conv, conv_cpu
 
 ROUNDS = 7
 BATCH = 64
-FORMS = {
-  'chunked': conv._CHUNKED,
-  'matrix': conv._MATRIX,
-  'shifted': conv._SHIFTED,
-}
+DENSE = {'convolution': conv_cpu.CONVOLUTION, 'matrix': conv_cpu.MATRIX}
+DEPTHWISE = {'shifted': conv_cpu.SHIFTED}
 # (side, input channels, output channels, kernel, stride, depthwise)
 SHAPES = [
   *((side, 512, 512, 3, 1, False) for side in (1, 2, 3, 4)),
-  *((side, 128, 128, 3, 1, False) for side in (2, 3, 4, 6, 8)),
+  (3, 128, 128, 3, 1, False),
+  (4, 128, 128, 3, 1, False),
   (32, 16, 16, 3, 1, False),
+  (32, 11, 11, 3, 1, False),
   (32, 16, 32, 3, 2, False),
   (16, 32, 32, 3, 1, False),
+  (16, 32, 23, 3, 1, False),
+  (16, 23, 32, 3, 1, False),
   (8, 64, 64, 3, 1, False),
+  (8, 45, 45, 3, 1, False),
   (32, 64, 64, 3, 1, False),
+  (32, 48, 48, 3, 1, False),
+  (32, 45, 45, 3, 1, False),
   (16, 128, 128, 3, 1, False),
+  (16, 96, 96, 3, 1, False),
+  (16, 90, 90, 3, 1, False),
   (8, 256, 256, 3, 1, False),
-  (8, 64, 384, 1, 1, False),
+  (8, 181, 181, 3, 1, False),
   (32, 24, 144, 1, 1, False),
   (32, 144, 24, 1, 1, False),
   *((side, 96, 96, 3, stride, True) for side in (8, 16) for stride in (1, 2)),
@@ -72,10 +79,9 @@ def ratios(functions, *arguments):
   }
 
 
-def with_gradients(f):
-  def both(*arguments):
-    *inputs, dy = arguments
-    y, pullback = jax.vjp(f, *inputs)
+def with_gradient(f):
+  def both(x, dy):
+    y, pullback = jax.vjp(f, x)
     return y, pullback(dy)
 
   return both
@@ -86,31 +92,36 @@ def convolution(side, inputs, outputs, k, stride, depthwise):
   x = jax.random.normal(keys[0], (BATCH, side, side, inputs))
   shape = (k, k, 1 if depthwise else inputs, outputs)
   kernel = jax.random.normal(keys[1], shape)
-  native = partial(conv._native, stride=stride, depthwise=depthwise)
+  native = partial(conv_cpu.native, stride=stride, depthwise=depthwise)
   dy = jax.random.normal(keys[2], jax.eval_shape(native, x, kernel).shape)
-  names = ['shifted'] if depthwise else ['chunked', 'matrix']
+  chosen = conv_cpu.choose(x, kernel, stride, depthwise)
 
-  def gradients(form, x, kernel, dy):
-    return (
-      form.forward(x, kernel, stride),
-      form.input_gradient(dy, kernel, x, stride),
-      form.kernel_gradient(dy, kernel, x, stride),
-    )
+  def by_input(dy, kernel, x):
+    return jax.vjp(lambda x: native(x, kernel), x)[1](dy)[0]
 
-  forward = {
-    name: partial(FORMS[name].forward, stride=stride) for name in names
-  }
-  backward = {name: partial(gradients, FORMS[name]) for name in names}
-  chosen = conv._on_cpu(x, kernel, stride, depthwise)
-  return {
-    'shape': f'{"depthwise" if depthwise else "dense"} {side}x{side},'
-    f' {inputs} to {outputs}, k{k} s{stride}',
-    'used': next(name for name in names if FORMS[name] is chosen),
-    'forward': ratios({'native': native, **forward}, x, kernel),
-    'with gradients': ratios(
-      {'native': with_gradients(native), **backward}, x, kernel, dy
-    ),
-  }
+  def by_kernel(dy, kernel, x):
+    return jax.vjp(lambda kernel: native(x, kernel), kernel)[1](dy)[0]
+
+  found = {}
+  for operation, own, arguments in (
+    ('forward', native, (x, kernel)),
+    ('input_gradient', by_input, (dy, kernel, x)),
+    ('kernel_gradient', by_kernel, (dy, kernel, x)),
+  ):
+    forms = {
+      name: getattr(form, operation)
+      for name, form in (DEPTHWISE if depthwise else DENSE).items()
+    }
+    used = getattr(chosen, operation)
+    functions = {n: partial(f, stride=stride) for n, f in forms.items()}
+    found[operation] = {
+      ('*' if forms[name] is used else '') + name: figures
+      for name, figures in ratios(
+        {'native': own, **functions}, *arguments
+      ).items()
+    }
+  kind = 'depthwise' if depthwise else 'dense'
+  return f'{kind} {side}x{side}, {inputs} to {outputs}, k{k} s{stride}', found
 
 
 def pool(side, channels, window, pad):
@@ -121,18 +132,11 @@ def pool(side, channels, window, pad):
     shape, strides = (1, window, window, 1), (1, 2, 2, 1)
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, shape, strides, pads)
 
-  both = {
-    'native': native,
-    'choices': partial(conv.max_pool, window=window, stride=2, pad=pad),
-  }
+  ours = partial(conv.max_pool, window=window, stride=2, pad=pad)
   dy = jnp.ones(jax.eval_shape(native, x).shape)
-  gradients = {name: with_gradients(f) for name, f in both.items()}
-  return {
-    'shape': f'max-pool {side}x{side}, {channels}, k{window} s2',
-    'used': 'choices',
-    'forward': ratios(both, x),
-    'with gradients': ratios(gradients, x, dy),
-  }
+  both = {'native': with_gradient(native), '*choices': with_gradient(ours)}
+  found = {'with gradient': ratios(both, x, dy)}
+  return f'max-pool {side}x{side}, {channels}, k{window} s2', found
 
 
 def main():
@@ -143,20 +147,15 @@ def main():
   )
   rows = []
   measured = [(convolution, shape) for shape in SHAPES]
-  for measure, shape in measured + [(pool, shape) for shape in POOLS]:
-    row = measure(*shape)
-    rows.append(row)
-    for name in row['forward']:
-      figures = [
-        '{:7.2f} ({:.2f} to {:.2f})'.format(*row[key][name])
-        for key in ('forward', 'with gradients')
-      ]
-      star = '*' if name == row['used'] else ' '
-      print(
-        f'{row["shape"]:32} {star}{name:8} forward {figures[0]:26}'
-        f' with gradients {figures[1]}',
-        flush=True,
+  for measure, arguments in measured + [(pool, shape) for shape in POOLS]:
+    shape, operations = measure(*arguments)
+    rows.append({'shape': shape, **operations})
+    for operation, forms in operations.items():
+      figures = '  '.join(
+        f'{name:>12} {"{:.2f} ({:.2f} to {:.2f})".format(*values):24}'
+        for name, values in forms.items()
       )
+      print(f'{shape:32} {operation:16} {figures.rstrip()}', flush=True)
   print(json.dumps(rows))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import conv
+from dnal_jax import conv, conv_cpu
 
 
 def random(*shape):
@@ -24,14 +24,29 @@ def with_gradients(f, x, kernel, upstream):
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('k', [1, 3, 5])
 @pytest.mark.parametrize(
-  ('images', 'height', 'width'), [(2, 1, 1), (2, 2, 3), (2, 7, 8), (19, 8, 16)]
+  ('images', 'height', 'width', 'channels'),
+  [
+    (2, 1, 1, (6, 5)),
+    (2, 2, 3, (6, 5)),
+    (2, 7, 8, (6, 5)),
+    (19, 8, 16, (6, 5)),
+    (19, 8, 16, (13, 17)),
+    (19, 8, 16, (33, 34)),
+    (19, 8, 16, (64, 17)),
+  ],
 )
-def test_equals_xla_convolution(images, height, width, k, stride, depthwise):
-  """19 images are summed in two chunks and a rest."""
-  x = random(images, height, width, 6)
-  kernel = random(k, k, *((1, 6) if depthwise else (6, 5)))
+def test_equals_xla_convolution(
+  images, height, width, channels, k, stride, depthwise
+):
+  """19 images are two chunks and a rest for the gradient of the kernel, and
+  two and a rest for products of matrices, where these are chosen."""
+  inputs, outputs = channels
+  if depthwise:
+    outputs = inputs
+  x = random(images, height, width, inputs)
+  kernel = random(k, k, 1 if depthwise else inputs, outputs)
   ours = partial(conv.conv2d, stride=stride, depthwise=depthwise)
-  native = partial(conv._native, stride=stride, depthwise=depthwise)
+  native = partial(conv_cpu.native, stride=stride, depthwise=depthwise)
   rows, columns = -(-height // stride), -(-width // stride)
   upstream = random(images, rows, columns, kernel.shape[-1])
   got = jax.jit(partial(with_gradients, ours))(x, kernel, upstream)

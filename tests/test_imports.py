@@ -12,7 +12,8 @@ MAY_IMPORT = {
   '__init__': {'folder'},
   'errors': set(),
   'trees': set(),
-  'conv': set(),
+  'conv': {'conv_cpu'},
+  'conv_cpu': set(),
   'layers': {'conv'},
   'models': {'layers', 'models'},
   'gating': {'layers'},
@@ -50,7 +51,16 @@ MAY_IMPORT = {
   'summary': {'cli', 'compact', 'folder', 'models', 'settings'},
 }
 # The compute core starts fast and runs where TensorFlow is not installed.
-CORE = {'conv', 'layers', 'models', 'gating', 'stages', 'step', 'compact'}
+CORE = {
+  'conv',
+  'conv_cpu',
+  'layers',
+  'models',
+  'gating',
+  'stages',
+  'step',
+  'compact',
+}
 CORE_THIRD_PARTY = {'jax', 'flax', 'optax', 'numpy'}
 TENSORFLOW = {'tensorflow', 'tensorflow_datasets', 'clu'}
 MAY_USE_TENSORFLOW = {'data', 'report'}

@@ -1,0 +1,268 @@
+"""Forms of a convolution and of its gradients that are fast on a CPU.
+
+B batch, H height, W width, I input channels, O output channels, k kernel; dy
+is the gradient by the output [B, H', W', O]. `choose` decides by shape; the
+measurements behind it: `benchmarks/conv_lowering.py`, table in RESULTS.md.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+# Maps of fewer positions than this are multiplied as matrices.
+_TINY_MAP = 16
+# XLA's convolutions are as fast as products of matrices up to this many
+# channels, and slower above.
+_NARROW = 32
+# Products of matrices are taken over chunks of so many positions, or of two
+# images, so that the patches of a chunk stay in the processor's cache.
+_POSITIONS = 1024
+# Convolutions that give the gradients of kernels read chunks of so many
+# numbers at most, but of so many positions at least; both for the cache.
+_KERNEL_CHUNK = 2**17
+_KERNEL_POSITIONS = 512
+
+
+class Form(NamedTuple):
+  """A convolution and its gradients, each written in some way."""
+
+  forward: Callable[..., jax.Array]  # (x, kernel, stride)
+  input_gradient: Callable[..., jax.Array]  # (dy, kernel, x, stride)
+  kernel_gradient: Callable[..., jax.Array]  # (dy, kernel, x, stride)
+
+
+def choose(x, kernel, stride: int, depthwise: bool) -> Form:
+  """The one place that decides."""
+  if depthwise:
+    return SHIFTED
+  rows, columns = (-(-n // stride) for n in x.shape[1:3])
+  if len(kernel) == 1 or rows * columns < _TINY_MAP:
+    return MATRIX
+  inputs, outputs = kernel.shape[2:]
+  wide = min(inputs, outputs) > _NARROW
+  # XLA's convolution reads inputs in vectors of four channels. From 17
+  # channels on it is another one, which has no good way for the rest.
+  uneven = inputs > 8 and inputs % 4 and max(inputs, outputs) > 16
+  return Form(
+    (MATRIX if wide or uneven else CONVOLUTION).forward,
+    (MATRIX if wide or stride > 1 else CONVOLUTION).input_gradient,
+    # With 64 inputs, every tap of a kernel meets the same lines of the cache.
+    (MATRIX if outputs > 16 and inputs % 64 else CONVOLUTION).kernel_gradient,
+  )
+
+
+def native(x, kernel, stride: int, depthwise: bool = False) -> jax.Array:
+  """XLA's own convolution, as GPUs and TPUs have it."""
+  pad = len(kernel) // 2
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    window_strides=(stride, stride),
+    padding=((pad, pad), (pad, pad)),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=x.shape[-1] if depthwise else 1,
+  )
+
+
+# XLA's convolution forwards. The gradients are convolutions, too, but written
+# in its favourite layout, because inside of loops XLA brings no other into it
+# (100 times slower; jax 0.10).
+
+
+def _input_gradient(dy, kernel, x, stride):
+  k = len(kernel)
+  return lax.conv_general_dilated(
+    dy,
+    kernel[::-1, ::-1].swapaxes(2, 3),
+    window_strides=(1, 1),
+    padding=[_margin(n, k, stride) for n in x.shape[1:3]],
+    lhs_dilation=(stride, stride),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+def _kernel_gradient(dy, kernel, x, stride):
+  def of(x, dy):  # channels as batch, images as channels, dy as the kernel
+    padding = []
+    for n, m in zip(x.shape[1:3], dy.shape[1:3], strict=True):
+      before = len(kernel) // 2
+      reach = len(kernel) + (m - 1) * stride  # of all kernel positions
+      padding.append((before, reach - n - before))
+    dk = lax.conv_general_dilated(
+      x.transpose(3, 1, 2, 0),
+      dy.transpose(1, 2, 0, 3),
+      window_strides=(1, 1),
+      padding=padding,
+      rhs_dilation=(stride, stride),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return dk.transpose(1, 2, 0, 3).astype(_wide(dy))
+
+  positions = dy.shape[1] * dy.shape[2]
+  images = _KERNEL_CHUNK // (positions * max(kernel.shape[2:]))
+  images = max(min(8, images), -(-_KERNEL_POSITIONS // positions))
+  # A power of two, as images are channels here.
+  images = 1 << (images.bit_length() - 1)
+  return _sum_of_chunks(of, images, x, dy).astype(kernel.dtype)
+
+
+CONVOLUTION = Form(native, _input_gradient, _kernel_gradient)
+
+
+# Products of matrices over the k * k * I inputs of every output position. Both
+# operands have two axes, as more of them would be transposed in memory first.
+
+
+def _matrix(x, kernel, stride):
+  def of(x):
+    product = _patches(x, len(kernel), stride) @ _flat(kernel)
+    rows, columns = (-(-n // stride) for n in x.shape[1:3])
+    return product.reshape(len(x), rows, columns, -1)
+
+  return _map_chunks(of, _images(x, kernel, stride), x)
+
+
+def _matrix_input_gradient(dy, kernel, x, stride):
+  def of(dy):
+    shape = jax.ShapeDtypeStruct((len(dy), *x.shape[1:]), dy.dtype)
+    scatter = jax.linear_transpose(
+      lambda x: _patches(x, len(kernel), stride), shape
+    )
+    return scatter(_flat(dy) @ _flat(kernel).T)[0]
+
+  return _map_chunks(of, _images(x, kernel, stride), dy)
+
+
+def _matrix_kernel_gradient(dy, kernel, x, stride):
+  def of(x, dy):
+    patches = _patches(x, len(kernel), stride)
+    return jnp.matmul(
+      patches.T, _flat(dy), preferred_element_type=_wide(dy)
+    ).reshape(kernel.shape)
+
+  images = _images(x, kernel, stride)
+  return _sum_of_chunks(of, images, x, dy).astype(kernel.dtype)
+
+
+def _images(x, kernel, stride):
+  """How many make a chunk."""
+  if len(kernel) == 1:
+    return len(x)  # its patches are the images themselves
+  rows, columns = (-(-n // stride) for n in x.shape[1:3])
+  return max(2, _POSITIONS // (rows * columns))
+
+
+def _patches(x, k, stride):  # [B * H' * W', k * k * I]
+  return _flat(jnp.concatenate(windows(x, k, stride, k // 2), -1))
+
+
+def _flat(a):
+  return a.reshape(-1, a.shape[-1])
+
+
+MATRIX = Form(_matrix, _matrix_input_gradient, _matrix_kernel_gradient)
+
+
+# Depthwise: sums over the k * k taps of shifted image * weight.
+
+
+def _shifted(x, kernel, stride):
+  shifts = windows(x, len(kernel), stride, len(kernel) // 2)
+  return _sum_of_products(shifts, kernel)
+
+
+def _shifted_input_gradient(dy, kernel, x, stride):
+  k = len(kernel)
+  margins = [(*_margin(n, k, stride), stride - 1) for n in x.shape[1:3]]
+  dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
+  return _sum_of_products(windows(dy, k, 1, pad=0), kernel[::-1, ::-1])
+
+
+def _shifted_kernel_gradient(dy, kernel, x, stride):
+  """Image by image, so that all taps are updated while it is in the cache;
+  positions are summed last."""
+  k = len(kernel)
+
+  def add(taps, image):
+    x, dy = image
+    shifts = windows(x[None], k, stride, k // 2)
+    return [
+      tap + shift[0] * dy for tap, shift in zip(taps, shifts, strict=True)
+    ], None
+
+  taps = [jnp.zeros(dy.shape[1:], _wide(dy))] * k**2
+  taps, _ = lax.scan(add, taps, (x, dy))
+  dk = jnp.stack([tap.sum((0, 1)) for tap in taps])
+  return dk.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _sum_of_products(shifts, kernel):
+  taps = kernel.reshape(-1, kernel.shape[-1])
+  products = [x * tap for x, tap in zip(shifts, taps, strict=True)]
+  return sum(products[1:], products[0])
+
+
+SHIFTED = Form(_shifted, _shifted_input_gradient, _shifted_kernel_gradient)
+
+
+# What the forms share.
+
+
+def windows(x, k: int, stride: int, pad: int, fill: float = 0.0):
+  """The k * k shifts of x that one kernel position each sees."""
+  pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+  x = jnp.pad(x, pads, constant_values=fill)
+  rows, columns = ((n - k) // stride + 1 for n in x.shape[1:3])
+  return [
+    x[
+      :,
+      i : i + (rows - 1) * stride + 1 : stride,
+      j : j + (columns - 1) * stride + 1 : stride,
+    ]
+    for i in range(k)
+    for j in range(k)
+  ]
+
+
+def _margin(n, k, stride):
+  """Zeros before and after an axis of the output, spread out by the stride,
+  which a kernel of k must slide over to give the axis of n of the input."""
+  spread = (-(-n // stride) - 1) * stride + 1
+  before = k - 1 - k // 2
+  return before, n + k - 1 - spread - before
+
+
+def _map_chunks(f, images, x):
+  """f(x), computed over chunks of so many images."""
+  chunks, rest = _split(images, x)
+  if chunks is None:
+    return f(x)
+  y = lax.map(f, chunks)
+  y = y.reshape(-1, *y.shape[2:])
+  return jnp.concatenate([y, f(rest)]) if len(rest) else y
+
+
+def _sum_of_chunks(f, images, x, dy):
+  """f(x, dy), a sum over images, computed over chunks of so many."""
+  xs, x_rest = _split(images, x)
+  dys, dy_rest = _split(images, dy)
+  if xs is None:
+    return f(x, dy)
+  zero = jnp.zeros_like(jax.eval_shape(f, x_rest, dy_rest))
+  total, _ = lax.scan(lambda dk, pair: (dk + f(*pair), None), zero, (xs, dys))
+  return total + f(x_rest, dy_rest) if len(x_rest) else total
+
+
+def _split(images, x):
+  """(chunks [n, images, ...], what is left over); n < 2 gives None."""
+  n = len(x) // images
+  chunks = x[: n * images].reshape(n, images, *x.shape[1:])
+  return (None if n < 2 else chunks), x[n * images :]
+
+
+def _wide(a):
+  """Sums over many images are taken in float32 or better."""
+  return jnp.promote_types(a.dtype, jnp.float32)
