@@ -1,6 +1,6 @@
 """Why `dnal_jax/conv_cpu.py` decides as it does: each form, side by side.
 
-  python benchmarks/conv_lowering.py
+  python benchmarks/conv_lowering.py [--json=FILE]
 
 Times XLA's own convolution forwards, its gradient by the input and by the
 kernel, and the same in each other form that can compute them (for pools, all in
@@ -9,20 +9,18 @@ the rounds with the extremes. Above 1, the form is faster; a star is on the one
 that is used.
 """
 
+import argparse
 from functools import partial
-import json
-import os
-import platform
-import statistics
 import time
 
 import jax
 import jax.numpy as jnp
+import timing
 
 from dnal_jax import conv, conv_cpu
 
 ROUNDS = 7
-BATCH = 64
+BATCH = 128
 DENSE = {'convolution': conv_cpu.CONVOLUTION, 'matrix': conv_cpu.MATRIX}
 DEPTHWISE = {'shifted': conv_cpu.SHIFTED}
 # (side, input channels, output channels, kernel, stride, depthwise)
@@ -63,20 +61,14 @@ def seconds(f, *arguments):
 
 
 def ratios(functions, *arguments):
-  """{name: median, min, max of native / name} of interleaved rounds, after
-  one to compile."""
+  """{name: spread of native / name}."""
   compiled = {name: jax.jit(f) for name, f in functions.items()}
-  for f in compiled.values():
-    seconds(f, *arguments)
-  found = {name: [] for name in functions if name != 'native'}
-  for _ in range(ROUNDS):
-    took = {name: seconds(f, *arguments) for name, f in compiled.items()}
-    for name, values in found.items():
-      values.append(took['native'] / took[name])
-  return {
-    name: (statistics.median(values), min(values), max(values))
-    for name, values in found.items()
-  }
+  runs = {name: partial(seconds, f, *arguments) for name, f in compiled.items()}
+  for run in runs.values():  # compiles
+    run()
+  took = timing.interleaved(runs, ROUNDS)
+  native = took.pop('native')
+  return {name: timing.ratio(native, own) for name, own in took.items()}
 
 
 def with_gradient(f):
@@ -140,11 +132,12 @@ def pool(side, channels, window, pad):
 
 
 def main():
-  print(
-    f'{platform.machine()}, {os.cpu_count()} cores,'
-    f' {jax.devices()[0].device_kind}, jax {jax.__version__}, batch {BATCH};'
-    ' native / form: median (min to max)'
-  )
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--json')
+  flags = parser.parse_args()
+  machine = timing.machine()
+  print(', '.join(f'{k} {v}' for k, v in machine.items()))
+  print(f'batch {BATCH}, {ROUNDS} rounds; native / form: median (min to max)')
   rows = []
   measured = [(convolution, shape) for shape in SHAPES]
   for measure, arguments in measured + [(pool, shape) for shape in POOLS]:
@@ -152,11 +145,10 @@ def main():
     rows.append({'shape': shape, **operations})
     for operation, forms in operations.items():
       figures = '  '.join(
-        f'{name:>12} {"{:.2f} ({:.2f} to {:.2f})".format(*values):24}'
-        for name, values in forms.items()
+        f'{name:>12} {timing.told(values):24}' for name, values in forms.items()
       )
       print(f'{shape:32} {operation:16} {figures.rstrip()}', flush=True)
-  print(json.dumps(rows))
+  timing.save(flags.json, machine, conv_lowering=rows)
 
 
 if __name__ == '__main__':

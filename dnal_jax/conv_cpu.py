@@ -14,9 +14,6 @@ import jax.numpy as jnp
 
 # Maps of fewer positions than this are multiplied as matrices.
 _TINY_MAP = 16
-# XLA's convolutions are as fast as products of matrices up to this many
-# channels, and slower above.
-_NARROW = 32
 # Products of matrices are taken over chunks of so many positions, or of two
 # images, so that the patches of a chunk stay in the processor's cache.
 _POSITIONS = 1024
@@ -42,15 +39,13 @@ def choose(x, kernel, stride: int, depthwise: bool) -> Form:
   if len(kernel) == 1 or rows * columns < _TINY_MAP:
     return MATRIX
   inputs, outputs = kernel.shape[2:]
-  wide = min(inputs, outputs) > _NARROW
-  # XLA's convolution reads inputs in vectors of four channels. From 17
-  # channels on it is another one, which has no good way for the rest.
-  uneven = inputs > 8 and inputs % 4 and max(inputs, outputs) > 16
+  # With 64 inputs, all taps of a kernel meet in the same lines of the cache.
+  product = outputs > 32 and inputs % 64
   return Form(
-    (MATRIX if wide or uneven else CONVOLUTION).forward,
-    (MATRIX if wide or stride > 1 else CONVOLUTION).input_gradient,
-    # With 64 inputs, every tap of a kernel meets the same lines of the cache.
-    (MATRIX if outputs > 16 and inputs % 64 else CONVOLUTION).kernel_gradient,
+    CONVOLUTION.forward,
+    # A convolution would multiply the zeros between spread out positions.
+    (MATRIX if stride > 1 else CONVOLUTION).input_gradient,
+    (MATRIX if product else CONVOLUTION).kernel_gradient,
   )
 
 
