@@ -8,7 +8,8 @@
 # wheels from there first (ml_collections, absl and so on, where the machine has
 # no network). Fashion-MNIST is read from the cache of small images that an
 # earlier run has left (XDG_CACHE_HOME, with TFDS_DATA_DIR as it was then).
-# TINY=1 does all of it at sizes that a CPU can take, to test this script.
+# TINY=1 does all of it with small networks, at sizes that a CPU can take, and
+# with eight times the time, to test this script.
 # Every part has a time limit; one that fails or is cut short leaves its exit
 # code in OUT.json, and the script ends with code 1.
 set -u
@@ -26,7 +27,7 @@ fi
 
 failed=0
 part() { # part NAME SECONDS COMMAND...
-  local name=$1 limit=$2 code=0
+  local name=$1 limit=$(($2 * slack)) code=0
   shift 2
   echo "== $name"
   timeout "$limit" "$@" 2>"$parts/$name.err" || code=$?
@@ -38,13 +39,15 @@ part() { # part NAME SECONDS COMMAND...
 }
 
 if [ -n "${TINY:-}" ]; then
-  cifar=(--image=8 --batch=8 --rounds=1 --steps=2 --width=0.25 --multiples 1)
-  imagenet=(--image=32 --batch=4 --rounds=1 --steps=1 --width=0.25)
+  small=resnet8_digits large=resnet8_digits published=vgg16_cifar slack=8
+  cifar=(--batch=8 --rounds=1 --steps=2 --width=0.25)
+  imagenet=(--batch=4 --rounds=1 --steps=1)
   kinds=eager
   data=(--image=8 --batch=8 --rounds=1 --steps=4)
   train=(--config.network.width=0.1 --config.data.train_limit=256)
   epochs=1
 else
+  small=resnet56_cifar large=resnet50 published=resnet56_cifar slack=1
   cifar=(--rounds=5 --steps=50)
   imagenet=(--batch=256 --rounds=3 --steps=10)
   kinds=eager,compile
@@ -54,16 +57,16 @@ else
 fi
 step=("$python" benchmarks/train_step.py)
 
-part resnet56 110 "${step[@]}" --networks=resnet56_cifar "${cifar[@]}" \
+part resnet56 110 "${step[@]}" --networks=$small "${cifar[@]}" \
   --torch=eager --json="$parts/resnet56.json"
-part resnet56_compile 60 "${step[@]}" --networks=resnet56_cifar "${cifar[@]}" \
+part resnet56_compile 60 "${step[@]}" --networks=$small "${cifar[@]}" \
   --stages=warmup --torch=$kinds --json="$parts/resnet56_compile.json"
-part resnet50 110 "${step[@]}" --networks=resnet50 "${imagenet[@]}" \
+part resnet50 110 "${step[@]}" --networks=$large "${imagenet[@]}" \
   --stages=warmup --dtype=bfloat16 --torch=$kinds --json="$parts/resnet50.json"
 part device_data 40 "$python" benchmarks/device_data.py "${data[@]}" \
   --json="$parts/device_data.json"
-part search_cost 80 "$python" benchmarks/search_cost.py "${cifar[@]:0:5}" \
-  --networks=resnet56_cifar --json="$parts/search_cost.json"
+part search_cost 80 "$python" benchmarks/search_cost.py "${cifar[@]}" \
+  --networks=$published --json="$parts/search_cost.json"
 for penalty in 3e-4 1e-3; do
   part "fashion_mnist_$penalty" 65 "$python" -m dnal_jax.main \
     --config=configs/resnet56_fashion_mnist.py --config.penalty=$penalty \

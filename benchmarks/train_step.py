@@ -36,7 +36,9 @@ def stages_of(net, shape, multiples, masked):
     for multiple in multiples:
       name = f'finetune {share:.0%}' + (f' x{multiple}' if multiple > 1 else '')
       cut = contenders.cut_to(net, shape, macs * share, multiple=multiple)
-      found[name] = cut, contenders.FINETUNE
+      # Where every layer keeps as many channels, some networks stay larger.
+      if compact.count(cut, shape).macs < 1.2 * macs * share:
+        found[name] = cut, contenders.FINETUNE
   if masked:
     half = contenders.cut_to(net, shape, macs / 2)
     stage = contenders.Masked(
