@@ -86,3 +86,38 @@ def test_train_steps_are_timed(tmp_path):
   by_stage = {row['stage']: row for row in rows}
   for share, stage in ((2, 'finetune 50%'), (4, 'finetune 25%')):
     assert by_stage[stage]['macs, fewer'] == pytest.approx(share, rel=0.15)
+
+
+def test_gpu_suite_says_which_part_failed(tmp_path):
+  """With a stand-in for Python, which leaves the files of every part and fails
+  in one of them; the parts themselves need PyTorch, too."""
+  stand_in = tmp_path / 'python'
+  stand_in.write_text(f"""#!/bin/sh
+case $1 in -) exec {sys.executable} "$@" ;; esac
+for argument; do
+  case $argument in
+    --json=*) echo '{{"done": 1}}' >"${{argument#--json=}}" ;;
+    --workdir=*)
+      mkdir -p "${{argument#--workdir=}}"
+      echo '{{"done": 2}}' >"${{argument#--workdir=}}/result.json" ;;
+  esac
+done
+case $1 in *search_cost.py) exit 3 ;; esac
+""")
+  stand_in.chmod(0o755)
+  out = tmp_path / 'out.json'
+  environment = {**os.environ, 'PYTHON': str(stand_in), 'TINY': '1'}
+  done = subprocess.run(
+    ['benchmarks/gpu.sh', str(out)], cwd=ROOT, env=environment, check=False
+  )
+  assert done.returncode == 1
+  found = json.loads(out.read_text())
+  assert found.pop('search_cost') == {'failed': 3}
+  assert found == {
+    'device_data': {'done': 1},
+    'fashion_mnist_1e-3': {'done': 2},
+    'fashion_mnist_3e-4': {'done': 2},
+    'resnet50': {'done': 1},
+    'resnet56': {'done': 1},
+    'resnet56_compile': {'done': 1},
+  }
