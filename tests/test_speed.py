@@ -69,7 +69,7 @@ def test_train_steps_are_timed(tmp_path):
   """Without PyTorch, which tests do not install."""
   file = tmp_path / 'out.json'
   flags = ('--networks=resnet8_digits', '--image=8', '--batch=8', '--torch=')
-  flags += ('--rounds=1', '--steps=1', '--masked', '--multiples', '1', '8')
+  flags += ('--rounds=1', '--steps=1', '--masked', '--multiples', '1', '4')
   done = subprocess.run(
     [sys.executable, 'benchmarks/train_step.py', *flags, f'--json={file}'],
     cwd=ROOT,
@@ -80,8 +80,8 @@ def test_train_steps_are_timed(tmp_path):
   assert done.returncode == 0, done.stderr
   rows = json.loads(file.read_text())['train_step']
   assert [row['stage'] for row in rows] == [
-    *('warmup', 'search', 'finetune 50%', 'finetune 50% x8'),
-    *('finetune 25%', 'finetune 25% x8', 'masked'),
+    *('warmup', 'search', 'finetune 50%', 'finetune 50% x4'),
+    *('finetune 25%', 'finetune 25% x4', 'masked'),
   ]
   by_stage = {row['stage']: row for row in rows}
   for share, stage in ((2, 'finetune 50%'), (4, 'finetune 25%')):
