@@ -20,7 +20,7 @@ import timing
 from dnal_jax import conv, conv_cpu
 
 ROUNDS = 7
-BATCH = 128
+BATCH = 64
 DENSE = {'convolution': conv_cpu.CONVOLUTION, 'matrix': conv_cpu.MATRIX}
 DEPTHWISE = {'shifted': conv_cpu.SHIFTED}
 # (side, input channels, output channels, kernel, stride, depthwise)
@@ -64,8 +64,6 @@ def ratios(functions, *arguments):
   """{name: spread of native / name}."""
   compiled = {name: jax.jit(f) for name, f in functions.items()}
   runs = {name: partial(seconds, f, *arguments) for name, f in compiled.items()}
-  for run in runs.values():  # compiles
-    run()
   took = timing.interleaved(runs, ROUNDS)
   native = took.pop('native')
   return {name: timing.ratio(native, own) for name, own in took.items()}

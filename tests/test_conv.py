@@ -55,13 +55,14 @@ def test_equals_xla_convolution(
 
 
 @pytest.mark.parametrize('depthwise', [False, True])
-@pytest.mark.parametrize('side', [2, 8])
-def test_narrow_inputs_sum_wide(side, depthwise):
+@pytest.mark.parametrize(('side', 'channels'), [(2, 4), (8, 4), (8, 34)])
+def test_narrow_inputs_sum_wide(side, channels, depthwise):
   """A bfloat16 weight gradient over many images is as exact as one rounding:
   its partial sums are float32."""
   images = 64
-  x = jnp.ones((images, side, side, 4), jnp.bfloat16)
-  kernel = jnp.ones((3, 3, 1 if depthwise else 4, 4), jnp.bfloat16)
+  x = jnp.ones((images, side, side, channels), jnp.bfloat16)
+  inputs = 1 if depthwise else channels
+  kernel = jnp.ones((3, 3, inputs, channels), jnp.bfloat16)
   f = partial(conv.conv2d, depthwise=depthwise)
   got = jax.jit(jax.grad(lambda k: f(x, k).astype(jnp.float32).sum()))(kernel)
   assert got.dtype == jnp.bfloat16
