@@ -21,7 +21,7 @@ from flax.core import FrozenDict
 import jax
 import jax.numpy as jnp
 
-from dnal_jax import conv
+from dnal_jax import conv, norm
 
 Initializer = jax.nn.initializers.Initializer
 Ids = tuple[int, ...]
@@ -86,13 +86,7 @@ class ConvBn(nn.Module):
     if self.bias:
       bias = self.param('bias', nn.initializers.zeros, (n,), jnp.float32)
       x = x + bias.astype(x.dtype)
-    x = nn.BatchNorm(
-      use_running_average=not self.train,
-      momentum=0.9,
-      epsilon=self.epsilon,
-      dtype=x.dtype,
-      name='bn',
-    )(x)
+    x = norm.BatchNorm(self.epsilon, self.train, name='bn')(x)
     return Features(x, self.width.ids, gates, m.closed)
 
 
@@ -149,14 +143,8 @@ class Head(nn.Module):
   def __call__(self, m: Features) -> jax.Array:  # [B, classes] float32
     for i, features in enumerate(self.hidden, 1):
       m = Dense(features, self.kernel_init, name=f'fc{i}')(m)
-      norm = nn.BatchNorm(
-        use_running_average=not self.train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=m.x.dtype,
-        name=f'bn{i}',
-      )
-      m = act(lambda x, norm=norm: relu(norm(x)), m)
+      m = act(norm.BatchNorm(1e-5, self.train, name=f'bn{i}'), m)
+      m = act(relu, m)
     # A softmax over logits of 8 bits would see classes tie.
     m = act(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), m)
     return Dense(self.classes, self.kernel_init, name='logits')(m).x

@@ -1,0 +1,100 @@
+"""Batch normalisation that reads and writes each map as seldom as can be.
+
+B batch, C channels; `...` are the positions of a map, if it has any. Under
+`jit` on a sharded batch, the statistics are those of the global batch.
+"""
+
+from functools import partial
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+
+class BatchNorm(nn.Module):
+  """y = scale * (x - mean) / sqrt(var + epsilon) + bias, over the batch in
+  training, over running averages otherwise (1502.03167).
+
+  Parameters and statistics are those of Flax's `BatchNorm`, in float32.
+  """
+
+  epsilon: float
+  train: bool
+  momentum: float = 0.9  # share of the old average that a step keeps
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:  # [B, ..., C]
+    c = x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, c, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, c, jnp.float32)
+    averages = [
+      self.variable('batch_stats', name, init, c, jnp.float32)
+      for name, init in (('mean', jnp.zeros), ('var', jnp.ones))
+    ]
+    if not self.train:
+      mean, var = (average.value for average in averages)
+      return _affine(x, *_coefficients(scale, bias, mean, var, self.epsilon))
+    moments = lax.stop_gradient(_moments(x))
+    if not self.is_initializing():
+      for average, value in zip(averages, moments, strict=True):
+        keep = self.momentum
+        average.value = keep * average.value + (1 - keep) * value
+    return _standardised(self.epsilon, x, scale, bias, *moments)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _standardised(epsilon, x, scale, bias, mean, var):
+  """Has the derivative by x that counts in that mean and var are its moments,
+  and none by them. Autodiff would write one more map forwards and two more
+  backwards."""
+  return _affine(x, *_coefficients(scale, bias, mean, var, epsilon))
+
+
+def _forward(epsilon, x, scale, bias, mean, var):
+  y = _standardised(epsilon, x, scale, bias, mean, var)
+  return y, (x, scale, bias, mean, var)
+
+
+def _backward(epsilon, residuals, dy):
+  x, scale, bias, mean, var = residuals
+  axes = tuple(range(x.ndim - 1))
+  wide = partial(jnp.asarray, dtype=mean.dtype)
+  inverse = lax.rsqrt(var + epsilon)
+  d_bias = wide(dy).sum(axes)
+  d_scale = (wide(dy) * (wide(x) - mean)).sum(axes) * inverse
+  n = x.size // x.shape[-1]
+  # dx = scale * inverse * (dy - d_bias / n - (x - mean) * inverse * d_scale / n)
+  along_dy = scale * inverse
+  along_x = -along_dy * inverse * d_scale / n
+  constant = -along_dy * d_bias / n - along_x * mean
+  dx = (wide(dy) * along_dy + (wide(x) * along_x + constant)).astype(x.dtype)
+  zero = jnp.zeros_like(mean)
+  return (
+    dx,
+    d_scale.astype(scale.dtype),
+    d_bias.astype(bias.dtype),
+    zero,
+    zero,
+  )
+
+
+_standardised.defvjp(_forward, _backward)
+
+
+def _moments(x):
+  """Mean and variance [C] of each channel, in float32 or wider."""
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  axes = tuple(range(x.ndim - 1))
+  mean = x.mean(axes)
+  # E[x^2] - E[x]^2 takes no map of differences.
+  return mean, jnp.maximum(0.0, (x * x).mean(axes) - mean * mean)
+
+
+def _coefficients(scale, bias, mean, var, epsilon):
+  by = scale * lax.rsqrt(var + epsilon)
+  return by, bias - mean * by
+
+
+def _affine(x, by, plus):
+  return (x * by + plus).astype(x.dtype)
