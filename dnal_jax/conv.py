@@ -1,5 +1,5 @@
-"""Convolution and pooling: what they compute is fixed, how is chosen for each
-platform.
+"""Convolution, pooling and selection of channels: what they compute is fixed,
+how is chosen for each platform.
 
 B batch, H height, W width, I input channels, O output channels, k kernel.
 Layouts are [B, H, W, I] for images and [k, k, I, O] for kernels. GPUs and TPUs
@@ -12,6 +12,7 @@ from functools import partial
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from dnal_jax import conv_cpu
 
@@ -53,6 +54,30 @@ def max_pool(
     return first
 
   return lax.platform_dependent(x, cpu=on_cpu, default=native)
+
+
+def channels(
+  x: jax.Array,  # [..., C] floating point, finite
+  columns: tuple[int | None, ...],  # of x, one for each channel of the result
+) -> jax.Array:  # [..., len(columns)]
+  """Channels of x, in the order of `columns`; None is a channel of zeros."""
+
+  def gather(x):
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)])
+    zeros = x.shape[-1]
+    index = [zeros if column is None else column for column in columns]
+    return padded[..., jnp.array(index, int)]
+
+  def product(x):  # exact: in each sum, all summands but one are zero
+    chosen = np.zeros((x.shape[-1], len(columns)))
+    for to, column in enumerate(columns):
+      if column is not None:
+        chosen[column, to] = 1
+    return x @ jnp.asarray(chosen, x.dtype)
+
+  # XLA on CPU moves numbers one by one in a gather, and recomputes for each
+  # what it is made from.
+  return lax.platform_dependent(x, cpu=product, default=gather)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -241,17 +241,7 @@ def _select(have: Ids, want: Ids, x: jax.Array) -> jax.Array:
   """Its derivative is a selection, too; that of an index would add channel by
   channel, which takes longer than the convolution before it (CPU)."""
   column = {c: i for i, c in enumerate(have)}
-  lacking = len(have)  # the column of zeros appended below
-  index = jnp.array([column.get(c, lacking) for c in want], int)
-  def gather(x):
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)])
-    return padded[..., index]
-
-  def product(x):
-    chosen = [[float(c == d) for d in want] for c in have]
-    return x @ jnp.array(chosen, x.dtype)
-
-  return jax.lax.platform_dependent(x, cpu=product, default=gather)
+  return conv.channels(x, tuple(column.get(c) for c in want))
 
 
 _select.defvjp(

@@ -64,7 +64,7 @@ def _backward(epsilon, residuals, dy):
   d_bias = wide(dy).sum(axes)
   d_scale = (wide(dy) * (wide(x) - mean)).sum(axes) * inverse
   n = x.size // x.shape[-1]
-  # dx = scale * inverse * (dy - d_bias / n - (x - mean) * inverse * d_scale / n)
+  # dx = scale * inverse * (dy - d_bias/n - (x - mean) * inverse * d_scale/n)
   along_dy = scale * inverse
   along_x = -along_dy * inverse * d_scale / n
   constant = -along_dy * d_bias / n - along_x * mean

@@ -32,13 +32,19 @@ def with_gradients(f, x, kernel, upstream):
     (19, 8, 16, (6, 5)),
     (19, 8, 16, (33, 34)),
     (19, 8, 16, (64, 34)),
+    (19, 8, 16, (16, 20)),
+    (19, 8, 16, (17, 8)),
+    (19, 8, 15, (8, 8)),
+    (600, 4, 4, (6, 8)),
   ],
 )
 def test_equals_xla_convolution(
   images, height, width, channels, k, stride, depthwise
 ):
-  """19 images are two chunks and a rest for the gradient of the kernel, and
-  two and a rest for products of matrices, where these are chosen."""
+  """19 images are two chunks and a rest for products of matrices and for
+  convolutions that give kernels' gradients, 600 are two and a rest for split
+  taps. More than 16 channels are padded to multiples of 4; up to 8 outputs of
+  up to 16 inputs go in pairs of an even number of columns."""
   inputs, outputs = channels
   if depthwise:
     outputs = inputs
@@ -112,6 +118,24 @@ def test_gradients_in_loops_keep_the_fast_layout():
   text = jax.jit(steps).lower(x, kernel).compile().as_text()
   layouts = set(re.findall(r'dim_labels=(\S+?)[,\s]', text))
   assert layouts == {'b01f_01io->b01f'}
+
+
+@pytest.mark.parametrize('columns', [(2, None, 0), (), (None,), (1, 1, 2, 0)])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_channels_are_moved_digit_by_digit(columns, dtype):
+  x = random(2, 3, 3, 3).astype(dtype)
+  got = jax.jit(partial(conv.channels, columns=columns))(x)
+  assert got.shape == (2, 3, 3, len(columns))
+  for to, column in enumerate(columns):
+    want = jnp.zeros_like(x[..., 0]) if column is None else x[..., column]
+    np.testing.assert_array_equal(got[..., to], want)
+
+
+def test_other_platforms_move_channels_by_index():
+  f = jax.jit(lambda x: conv.channels(x, (2, None, 0)))
+  for platform, product in (('cuda', False), ('tpu', False), ('cpu', True)):
+    lowered = f.trace(random(4, 3)).lower(lowering_platforms=(platform,))
+    assert ('dot_general' in lowered.as_text()) == product, platform
 
 
 def test_strided_padding_is_on_both_sides():

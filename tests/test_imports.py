@@ -14,7 +14,8 @@ MAY_IMPORT = {
   'trees': set(),
   'conv': {'conv_cpu'},
   'conv_cpu': set(),
-  'layers': {'conv'},
+  'norm': set(),
+  'layers': {'conv', 'norm'},
   'models': {'layers', 'models'},
   'gating': {'layers'},
   'stages': {'gating'},
@@ -54,6 +55,7 @@ MAY_IMPORT = {
 CORE = {
   'conv',
   'conv_cpu',
+  'norm',
   'layers',
   'models',
   'gating',

@@ -80,7 +80,8 @@ def test_frozen_leaves_do_not_move_by_a_bit(stage, name):
 
 def kernel_gradients(stage):
   """How many convolutions or products of the compiled step give a kernel,
-  [3, 3, I, O] or as a matrix [9 I, O]; chunks and their rest count once."""
+  [3, 3, I, O] or as a matrix [9 I, O] or, of split taps, [3 I, 3 O]; chunks
+  and their rest count once."""
   net, batch, variables = setting(side=32)
   step = jax.jit(partial(train_step, net=net, stage=stage, steps_per_epoch=5))
   text = step.lower(start(stage, variables), batch).compile().as_text()
@@ -93,7 +94,10 @@ def kernel_gradients(stage):
     if path.endswith('kernel') and leaf.ndim == 4
   ]
   return sum(
-    sorted(kernel) in shapes or sorted((9 * inputs, outputs)) in shapes
+    any(
+      sorted(shape) in shapes
+      for shape in (kernel, (9 * inputs, outputs), (3 * inputs, 3 * outputs))
+    )
     for kernel in kernels
     for inputs, outputs in [kernel[2:]]
   )
