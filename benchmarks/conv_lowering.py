@@ -30,10 +30,13 @@ SHAPES = [
   (4, 128, 128, 3, 1, False),
   (32, 16, 16, 3, 1, False),
   (32, 11, 11, 3, 1, False),
+  (32, 16, 8, 3, 1, False),
+  (32, 6, 6, 3, 1, False),
   (32, 16, 32, 3, 2, False),
   (16, 32, 32, 3, 1, False),
   (16, 32, 23, 3, 1, False),
   (16, 23, 32, 3, 1, False),
+  (16, 23, 23, 3, 1, False),
   (8, 64, 64, 3, 1, False),
   (8, 45, 45, 3, 1, False),
   (32, 64, 64, 3, 1, False),
@@ -102,6 +105,8 @@ def convolution(side, inputs, outputs, k, stride, depthwise):
       name: getattr(form, operation)
       for name, form in (DEPTHWISE if depthwise else DENSE).items()
     }
+    if operation == 'kernel_gradient' and not depthwise and k > stride == 1:
+      forms['split'] = conv_cpu.SPLIT.kernel_gradient
     used = getattr(chosen, operation)
     functions = {n: partial(f, stride=stride) for n, f in forms.items()}
     found[operation] = {

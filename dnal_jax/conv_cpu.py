@@ -92,7 +92,9 @@ def _convolution(x, kernel, padding, stride=1, dilation=1):
     and stride == dilation == 1
     and columns % 2 == 0
   )
+  strides = stride, stride
   if pairs:  # Two neighbours' outputs side by side, to fill the lanes.
+    strides = 1, 2
     sides = [((0, 0), side, (0, 0), (0, 0)) for side in ((0, 1), (1, 0))]
     kernel = jnp.concatenate([jnp.pad(kernel, side) for side in sides], -1)
   else:
@@ -102,7 +104,7 @@ def _convolution(x, kernel, padding, stride=1, dilation=1):
   y = lax.conv_general_dilated(
     x,
     kernel,
-    window_strides=(stride, 1 + pairs if stride == 1 else stride),
+    window_strides=strides,
     padding=padding,
     lhs_dilation=(dilation, dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),

@@ -97,4 +97,6 @@ def _coefficients(scale, bias, mean, var, epsilon):
 
 
 def _affine(x, by, plus):
+  # x - mean first would keep more digits where the mean is a large multiple of
+  # the deviation, and take another map; the variance has lost them already.
   return (x * by + plus).astype(x.dtype)
