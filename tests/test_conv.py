@@ -35,14 +35,14 @@ def with_gradients(f, x, kernel, upstream):
     (19, 8, 16, (16, 20)),
     (19, 8, 16, (17, 8)),
     (19, 8, 15, (8, 8)),
-    (600, 4, 4, (6, 8)),
+    (9, 16, 16, (64, 72)),
   ],
 )
 def test_equals_xla_convolution(
   images, height, width, channels, k, stride, depthwise
 ):
   """19 images are two chunks and a rest for products of matrices and for
-  convolutions that give kernels' gradients, 600 are two and a rest for split
+  convolutions that give kernels' gradients, 9 are two and a rest for split
   taps. More than 16 channels are padded to multiples of 4; up to 8 outputs of
   up to 16 inputs go in pairs of an even number of columns."""
   inputs, outputs = channels
