@@ -4,7 +4,8 @@ how is chosen for each platform.
 B batch, H height, W width, I input channels, O output channels, k kernel.
 Layouts are [B, H, W, I] for images and [k, k, I, O] for kernels. GPUs and TPUs
 get XLA's own operations; on CPU, where those are up to two orders of magnitude
-slower than the same sums written otherwise, `conv_cpu` has them.
+slower than the same sums written otherwise, `conv_cpu` has them; a CPU of a
+mesh (`mesh.py`) does those for its own images.
 """
 
 from functools import partial
@@ -14,7 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import conv_cpu
+from dnal_jax import conv_cpu, mesh
 
 
 def conv2d(
@@ -86,7 +87,7 @@ def _conv2d(stride, depthwise, x, kernel):
   return lax.platform_dependent(
     x,
     kernel,
-    cpu=partial(form.forward, stride=stride),
+    cpu=_each_its_own(partial(form.forward, stride=stride)),
     default=partial(conv_cpu.native, stride=stride, depthwise=depthwise),
   )
 
@@ -100,10 +101,9 @@ def _conv2d_backward(stride, depthwise, residuals, dy):
   form = conv_cpu.choose(x, kernel, stride, depthwise)
 
   def on_cpu(x, kernel, dy):
-    return (
-      form.input_gradient(dy, kernel, x, stride),
-      form.kernel_gradient(dy, kernel, x, stride),
-    )
+    dx = _each_its_own(partial(form.input_gradient, stride=stride))
+    dk = partial(form.kernel_gradient, stride=stride)
+    return dx(dy, kernel, x), _each_its_own(dk, summed=True)(dy, kernel, x)
 
   def native(x, kernel, dy):
     own = partial(conv_cpu.native, stride=stride, depthwise=depthwise)
@@ -113,3 +113,28 @@ def _conv2d_backward(stride, depthwise, residuals, dy):
 
 
 _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+
+
+def _each_its_own(form, *, summed=False):
+  """A function of images, of a kernel, and perhaps of other images, in which
+  every device of the mesh has its share of the images; `summed`, its result is
+  a sum over them. The forms for CPUs loop over images, which XLA, left to
+  itself, would have every device do with all of them."""
+
+  def each(images, kernel, *others):
+    if mesh.size() == 1 or len(images) % mesh.size():
+      return form(images, kernel, *others)
+
+    def own(images, kernel, *others):
+      result = form(images, kernel, *others)
+      return jax.lax.psum(result, mesh.AXIS) if summed else result
+
+    return jax.shard_map(
+      own,
+      in_specs=(mesh.ROWS, mesh.WHOLE, *(mesh.ROWS for _ in others)),
+      out_specs=mesh.WHOLE if summed else mesh.ROWS,
+      # A loop that sums begins with zeros, which are not any one device's.
+      check_vma=False,
+    )(images, kernel, *others)
+
+  return each

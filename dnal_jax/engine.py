@@ -10,7 +10,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from dnal_jax import errors, gating, step
+from dnal_jax import errors, gating, mesh, step
 from dnal_jax.data.sources import Source
 from dnal_jax.stages import Stage
 
@@ -43,17 +43,18 @@ class CompiledStage:
     state is all that a checkpoint must hold."""
 
     def train(state, inputs):
-      batch = source.train_batch(inputs, first_step + state.step)
-      return step.train_step(
+      batch = mesh.shared(source.train_batch(inputs, first_step + state.step))
+      done = step.train_step(
         state,
         batch._replace(image=batch.image.astype(dtype)),
         net=net,
         stage=stage,
         steps_per_epoch=source.steps_per_epoch,
       )
+      return mesh.whole(done)
 
     def gates(logits, epoch):
-      values = stage.gates(logits, epoch)
+      values = mesh.whole(stage.gates(logits, epoch))
       return values, gating.census(values)
 
     # (logits, epoch of the stage) -> gate values, their census [3] int32

@@ -8,7 +8,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import compact, step
+from dnal_jax import compact, mesh, step
 from dnal_jax.data.sources import Source
 
 # Largest difference of logits, relative to the largest logit, that rounding
@@ -36,8 +36,9 @@ class Evaluator:
     self._compiled = jax.jit(self._one, static_argnums=0)
 
   def _one(self, net: Any, variables, inputs, index):
-    batch = self.source.eval_batch(inputs, index)
-    return *step.eval_step(variables, batch, net=net), batch.weight
+    batch = mesh.shared(self.source.eval_batch(inputs, index))
+    sums, scores = step.eval_step(variables, batch, net=net)
+    return mesh.whole((sums, scores, batch.weight))
 
   def _several(self, net: Any, variables, inputs, batches):
     """Sums over so many batches, in one loop on the device."""
@@ -97,9 +98,12 @@ class Evaluator:
 
   def _first(self, gated: Pair, cut: Pair, split: str) -> str | None:
     """The first gate behind which the networks differ, on a few images."""
-    images = self.source.eval_batch(*next(self._each(split))).image[:8]
-    with jax.default_matmul_precision('highest'):
-      return compact.first_difference(*gated, *cut, images, _TOLERANCE)
+    batch = jax.jit(lambda *a: mesh.whole(self.source.eval_batch(*a)))
+    images = batch(*next(self._each(split))).image
+    images, *variables = jax.device_get((images, gated[1], cut[1]))
+    a, b = zip((gated[0], cut[0]), variables, strict=True)
+    with mesh.one_device(), jax.default_matmul_precision('highest'):
+      return compact.first_difference(*a, *b, images[:8], _TOLERANCE)
 
 
 def _means(sums: list[dict[str, jax.Array]]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dnal_jax import compact, errors, evaluate, gating, layers
+from dnal_jax import compact, errors, evaluate, gating, layers, mesh
 from dnal_jax.stages import Stage
 
 
@@ -72,6 +72,6 @@ def prune(
       f' --workdir with a smaller penalty than {search.penalty:g}, say'
       f' {search.penalty / 3:.2g}; the search result is kept'
     )
-  variables = jax.device_put(compact.cut(gated, walk, small_walk))
+  variables = mesh.put_whole(compact.cut(gated, walk, small_walk))
   comparison = evaluator.compare((net, gated), (small, variables), 'validation')
   return Pruned(keep, variables['params'], variables['batch_stats'], comparison)

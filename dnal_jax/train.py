@@ -24,6 +24,7 @@ from dnal_jax import (
   folder,
   gating,
   layers,
+  mesh,
   profile,
   pruning,
   report,
@@ -47,14 +48,15 @@ def run(
   if (workdir / 'result.json').exists():
     print(f"'{workdir}' is finished; nothing to do. Its result:\n")
     return folder.read_json(workdir / 'result.json')
-  source = sources.open_source(  # before anything is written
-    settings.data,
-    seed=settings.seed,
-    batch_size=settings.batch_size,
-    eval_batch_size=settings.eval_batch_size,
-  )
-  folder.claim(workdir, config)
-  return _Run(settings, workdir, source).to_the_end()
+  with jax.set_mesh(mesh.of_devices()):
+    source = sources.open_source(  # before anything is written
+      settings.data,
+      seed=settings.seed,
+      batch_size=settings.batch_size,
+      eval_batch_size=settings.eval_batch_size,
+    )
+    folder.claim(workdir, config)
+    return _Run(settings, workdir, source).to_the_end()
 
 
 class _Run:
@@ -109,7 +111,8 @@ class _Run:
       self._set_network({})
       image = jnp.zeros((1, *self.settings.image_shape))
       key = jax.random.key(self.settings.seed)
-      variables = jax.jit(self.full.init)(key, image)
+      init = jax.jit(lambda *a: mesh.whole(self.full.init(*a)))
+      variables = init(key, image)
       self._begin(variables['params'], self._zeros(), variables['batch_stats'])
       return
     number, self.position = latest
@@ -123,7 +126,7 @@ class _Run:
       shapes.get('gates', {}),
       shapes['batch_stats'],
     )
-    self.state = self.checkpoints.restore(number, like)
+    self.state = self.checkpoints.restore(number, mesh.like(like))
     print(f"going on with '{self.stage.name}', {self.position.told()}")
 
   def _set_network(self, keep: layers.Keep) -> None:
@@ -142,7 +145,8 @@ class _Run:
 
   def _begin(self, params, logits, batch_stats) -> None:
     """A new state for the stage, and its entry in the result."""
-    self.state = jax.jit(self._initial_state)(params, logits, batch_stats)
+    initial = jax.jit(lambda *a: mesh.whole(self._initial_state(*a)))
+    self.state = initial(params, logits, batch_stats)
     steps = self.stage.epochs * self.steps_per_epoch
     self.position.begin_stage(self.stage.name, self.stage.epochs, steps)
 

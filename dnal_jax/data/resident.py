@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from dnal_jax import mesh
 from dnal_jax.data import Data, batches, memory
 from dnal_jax.step import Batch
 
@@ -25,8 +26,8 @@ class Resident:
     splits = memory.load(data)
     self._data, self._seed = data, seed
     self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
-    self._train = jax.device_put(splits.train)
-    self._validation = jax.device_put(splits.validation)
+    self._train = mesh.put_whole(splits.train)
+    self._validation = mesh.put_whole(splits.validation)
     self._test = splits.test  # read once, at the end
     self._order = jax.jit(partial(batches.epoch_order, seed), static_argnums=1)
     self.images = len(splits.train.labels)
@@ -65,7 +66,7 @@ class Resident:
     if split == 'validation':
       arrays = self._validation
     else:
-      arrays = jax.device_put(self._test)
+      arrays = mesh.put_whole(self._test)
     yield arrays, -(-len(arrays.labels) // self._eval_batch_size)
 
   def eval_batch(self, inputs: Any, index: jax.typing.ArrayLike) -> Batch:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import errors
+from dnal_jax import errors, mesh
 from dnal_jax.data import Data, batches, crops, records, splits
 from dnal_jax.step import Batch
 
@@ -165,7 +165,7 @@ class Streamed:
     """Batches on the device, some ahead of the one that is asked for."""
     ahead = deque()
     for batch, broken in self._read(split, rows, step):
-      ahead.append((jax.device_put(batch), broken))
+      ahead.append((mesh.put_rows(batch), broken))
       if len(ahead) > _AHEAD:
         batch, self.broken[split] = ahead.popleft()
         yield batch

@@ -1,0 +1,89 @@
+"""Devices side by side, each with its share of every batch.
+
+There is one mesh, of one axis, over all devices of all hosts: JAX's current
+one (`jax.set_mesh`), so that nothing needs to be handed down to layers. Without
+one, or on a single device, everything here is the identity. What trains is the
+same on all devices; sums over a batch, gradients and the statistics of
+BatchNorm among them, are those of the global batch, because under `jit` a sum
+is a sum wherever its terms lie (XLA inserts the all-reduces).
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+
+AXIS = 'data'
+ROWS, WHOLE = PartitionSpec(AXIS), PartitionSpec()
+
+
+def of_devices(devices: Any = None) -> jax.sharding.Mesh:
+  """The mesh of these devices; None: of all that there are."""
+  n = len(jax.devices() if devices is None else devices)
+  return jax.make_mesh((n,), (AXIS,), (AxisType.Auto,), devices=devices)
+
+
+def one_device() -> AbstractContextManager:
+  """A context in which this host computes on its own, on its first device."""
+  return jax.set_mesh(of_devices(jax.local_devices()[:1]))
+
+
+def size() -> int:
+  """Devices of the current mesh; 1 without one."""
+  return max(1, jax.sharding.get_abstract_mesh().size)
+
+
+def shared(tree: Any) -> Any:
+  """Inside of `jit`: arrays [B, ...] of which each device has its rows.
+
+  A batch that the devices cannot share evenly is on all of them.
+  """
+  return _constrain(tree, ROWS)
+
+
+def whole(tree: Any) -> Any:
+  """Inside of `jit`: arrays that every device has as a whole."""
+  return _constrain(tree, WHOLE)
+
+
+def put_rows(tree: Any) -> Any:
+  """Arrays of a batch on the devices, from this host's rows (numpy)."""
+  return _put(tree, ROWS)
+
+
+def put_whole(tree: Any) -> Any:
+  """Arrays on every device, from the same values on every host (numpy)."""
+  return _put(tree, WHOLE)
+
+
+def like(tree: Any) -> Any:
+  """Shapes and dtypes, on every device as a whole, as restoring wants them."""
+  mesh = jax.sharding.get_mesh()
+  where = None if mesh.empty else NamedSharding(mesh, WHOLE)
+  return jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree
+  )
+
+
+def _constrain(tree, spec):
+  devices = size()
+  if devices == 1:
+    return tree
+
+  def one(a):
+    uneven = spec == ROWS and a.shape[0] % devices
+    return jax.lax.with_sharding_constraint(a, WHOLE if uneven else spec)
+
+  return jax.tree.map(one, tree)
+
+
+def _put(tree, spec):
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return jax.device_put(tree)
+  where = NamedSharding(mesh, spec)
+  return jax.tree.map(
+    lambda a: jax.make_array_from_process_local_data(where, np.asarray(a)), tree
+  )
