@@ -15,6 +15,8 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
+from dnal_jax import errors
+
 AXIS = 'data'
 ROWS, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
@@ -33,6 +35,15 @@ def one_device() -> AbstractContextManager:
 def size() -> int:
   """Devices of the current mesh; 1 without one."""
   return max(1, jax.sharding.get_abstract_mesh().size)
+
+
+def check_shares(key: str, batch: int) -> None:
+  """Raises UserError unless the devices can share such batches evenly."""
+  if batch % size():
+    raise errors.UserError(
+      f'{key} is {batch}, which {size()} devices cannot share evenly; make it'
+      f' a multiple of {size()}'
+    )
 
 
 def shared(tree: Any) -> Any:

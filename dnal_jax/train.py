@@ -49,6 +49,8 @@ def run(
     print(f"'{workdir}' is finished; nothing to do. Its result:\n")
     return folder.read_json(workdir / 'result.json')
   with jax.set_mesh(mesh.of_devices()):
+    for key in ('batch_size', 'eval_batch_size'):
+      mesh.check_shares(key, getattr(settings, key))
     source = sources.open_source(  # before anything is written
       settings.data,
       seed=settings.seed,

@@ -1,0 +1,91 @@
+"""A short run of all stages on so many virtual CPU devices, told step by step.
+
+  python tests/on_devices.py DEVICES NETWORK FOLDER
+
+Writes to FOLDER/told.json the losses of all steps, what was kept, and for each
+stage the collective operations of a step with their bytes. The schedule is a
+calm one: of a search that sharpens its gates, rounding alone makes another one
+within ten steps.
+"""
+
+from collections import Counter
+import json
+import pathlib
+import re
+import sys
+
+import jax
+
+from configs import quickstart
+from dnal_jax import checkpoint, engine, settings, train
+
+_COLLECTIVE = re.compile(
+  r'= (\(?[^=\n]*?\)?) (all-reduce|all-gather|all-to-all|collective-permute'
+  r'|reduce-scatter)(?:-start)?\('
+)
+# Weights must have learned something, or the search closes everything.
+_RATES = {'vgg7_digits': 0.001, 'mobilenet_v2_digits': 0.005}
+_BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'u8': 1, 'pred': 1}
+
+
+def collectives(program):
+  """{operation: bytes of its results} of a compiled program."""
+  told = Counter()
+  for shapes, operation in _COLLECTIVE.findall(
+    re.sub(r'/\*.*?\*/', '', program)
+  ):
+    for dtype, sides in re.findall(r'(\w+)\[([\d,]*)\]', shapes):
+      size = _BYTES[dtype]
+      for side in sides.split(',') if sides else ():
+        size *= int(side)
+      told[operation] += size
+  return told
+
+
+def config(network):
+  """Four epochs of five steps in each stage; half of the gates are kept."""
+  config = quickstart.get_config()
+  config.network.name = network
+  config.batch_size = 160
+  config.data.train_limit = 5 * 160
+  config.penalty = 0.001
+  for stage in ('warmup', 'search', 'finetune'):
+    config.stages[stage].epochs = 4
+  for stage in ('warmup', 'finetune'):
+    config.stages[stage].train.weights.lr.base = _RATES[network]
+  config.stages.search.delta_end = 2.0
+  config.stages.search.train.gates.lr.base = 0.1
+  config.stages.finetune.prune_below = 0.5
+  return config.to_dict()
+
+
+def main():
+  devices, network, folder = sys.argv[1:]
+  jax.config.update('jax_num_cpu_devices', int(devices))
+  losses, moved = [], {}
+  add, steps = checkpoint.Position.add, engine.CompiledStage.train
+
+  def recorded(self, metrics, seconds):
+    losses.extend(float(step['loss']) for step in metrics)
+    add(self, metrics, seconds)
+
+  def looked_at(self, *arguments, **kwargs):
+    done = steps(self, *arguments, **kwargs)
+    stage = ('warmup', 'search', 'finetune')[(len(losses) // 20)]
+    moved[stage] = collectives(self.text())
+    assert self._steps._cache_size() == 1  # compiled once, for all epochs
+    return done
+
+  checkpoint.Position.add = recorded
+  engine.CompiledStage.train = looked_at
+  values = config(network)
+  workdir = pathlib.Path(folder)
+  train.run(settings.parse(values), values, workdir)
+  kept = json.loads((workdir / 'architecture.json').read_text())['gates']
+  (workdir / 'told.json').write_text(
+    json.dumps({'losses': losses, 'kept': kept, 'moved': moved})
+  )
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,78 @@
+"""A run on eight devices is the run on one, and moves no more than it must."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+from commands import ROOT, fail
+import jax
+import numpy as np
+import pytest
+
+from dnal_jax import compact, mesh, models, trees
+
+
+def told(devices, network, folder):
+  done = subprocess.run(
+    (sys.executable, 'tests/on_devices.py', str(devices), network, str(folder)),
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads((folder / 'told.json').read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('network', ['vgg7_digits', 'mobilenet_v2_digits'])
+def test_eight_devices_do_what_one_does(network, tmp_path):
+  """Losses of 20 steps of each stage, across the cut, and the bytes that the
+  compiled step all-reduces."""
+  one, eight = (told(n, network, tmp_path / str(n)) for n in (1, 8))
+  assert len(one['losses']) == 60
+  np.testing.assert_allclose(eight['losses'][:5], one['losses'][:5], rtol=1e-5)
+  np.testing.assert_allclose(eight['losses'], one['losses'], rtol=1e-3)
+  assert eight['kept'] == one['kept']
+  assert not any(one['moved'].values())
+  shapes = compact.walk(models.get(network).build(classes=10), (8, 8, 1)).shapes
+  params, gates, head, moments = (
+    4 * sum(math.prod(a.shape) for a in trees.flatten(tree).values())
+    for tree in (
+      shapes['params'],
+      shapes['gates'],
+      shapes['params']['head'],
+      shapes['batch_stats'],
+    )
+  )
+  for moved in eight['moved'].values():
+    assert set(moved) == {'all-reduce'}
+  assert eight['moved']['warmup']['all-reduce'] <= 1.05 * (params + moments)
+  # In the warm-up, the sums that BatchNorm needs backwards are the gradients
+  # of its parameters; here they come by themselves.
+  searched = gates + head + 2 * moments
+  assert eight['moved']['search']['all-reduce'] <= 1.05 * searched
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('key', ['batch_size', 'eval_batch_size'])
+def test_a_batch_that_devices_cannot_share_is_refused(
+  key, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
+  message = fail(tmp_path / 'run', f'--config.{key}=60')
+  assert f'{key} is 60' in message
+  assert '8 devices' in message
+  assert not (tmp_path / 'run').exists()
+
+
+def test_without_a_mesh_all_is_on_one_device():
+  assert mesh.size() == 1
+  rows = np.arange(6.0)
+  assert mesh.shared(rows) is rows
+  assert mesh.whole(rows) is rows
+  assert mesh.like(rows) == jax.ShapeDtypeStruct((6,), rows.dtype)
+  np.testing.assert_array_equal(mesh.put_rows(rows), rows)
