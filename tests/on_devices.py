@@ -48,7 +48,7 @@ def config(network):
   config.network.name = network
   config.batch_size = 160
   config.data.train_limit = 5 * 160
-  config.penalty = 0.001
+  config.penalty = 0.0002
   for stage in ('warmup', 'search', 'finetune'):
     config.stages[stage].epochs = 4
   for stage in ('warmup', 'finetune'):
