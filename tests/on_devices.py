@@ -23,8 +23,12 @@ _COLLECTIVE = re.compile(
   r'= (\(?[^=\n]*?\)?) (all-reduce|all-gather|all-to-all|collective-permute'
   r'|reduce-scatter)(?:-start)?\('
 )
-# Weights must have learned something, or the search closes everything.
-_RATES = {'vgg7_digits': 0.001, 'mobilenet_v2_digits': 0.005}
+# (learning rate of weights, penalty): something must be learned, something must
+# be closed, and no gate be so near to the threshold that rounding decides.
+_SCHEDULES = {
+  'vgg7_digits': (0.001, 0.001),
+  'mobilenet_v2_digits': (0.005, 0.0002),
+}
 _BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'u8': 1, 'pred': 1}
 
 
@@ -48,11 +52,11 @@ def config(network):
   config.network.name = network
   config.batch_size = 160
   config.data.train_limit = 5 * 160
-  config.penalty = 0.0002
+  rate, config.penalty = _SCHEDULES[network]
   for stage in ('warmup', 'search', 'finetune'):
     config.stages[stage].epochs = 4
   for stage in ('warmup', 'finetune'):
-    config.stages[stage].train.weights.lr.base = _RATES[network]
+    config.stages[stage].train.weights.lr.base = rate
   config.stages.search.delta_end = 2.0
   config.stages.search.train.gates.lr.base = 0.1
   config.stages.finetune.prune_below = 0.5
