@@ -48,7 +48,7 @@ def join(
     UserError: the arguments do not fit, or the others cannot be reached.
   """
   told = coordinator_address, num_processes, process_id
-  if how == 'off' or (how == 'auto' and told == (None,) * 3 and not _found()):
+  if how == 'off' or (how == 'auto' and told == (None,) * 3 and not found()):
     if told != (None,) * 3:
       raise errors.UserError(
         '--distributed=off, but others are named by --coordinator_address,'
@@ -81,7 +81,7 @@ def join(
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - as long as the process
 
 
-def _found() -> bool:
+def found() -> bool:
   """Whether the environment tells of other processes."""
   several = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
   return (
