@@ -54,8 +54,9 @@ def run(
     hosts.Stop() as stop,
     jax.set_mesh(mesh.of_devices()),
   ):
-    for key in ('batch_size', 'eval_batch_size'):
-      mesh.check_shares(key, getattr(settings, key))
+    part = settings.batch_size // settings.accumulate
+    mesh.check_shares('batch_size / accumulate', part)
+    mesh.check_shares('eval_batch_size', settings.eval_batch_size)
     source = sources.open_source(  # before anything is written
       settings.data,
       seed=settings.seed,
@@ -174,6 +175,7 @@ class _Run:
       self.source,
       dtype=self.settings.compute_dtype,
       first_step=done - done_of_stage,
+      accumulate=self.settings.accumulate,
     )
     bar = report.StageBar(
       self.stage.epochs * self.steps_per_epoch,
