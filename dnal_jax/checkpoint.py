@@ -31,7 +31,9 @@ class Position:
   )
   compact_max_abs_diff: float | None = None
   images: int = 0  # to train on
-  broken: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+  # Of each process: by split, the records that it has found to be broken. One
+  # may fail in some crops only, so another's knowledge would change a batch.
+  broken: list[dict[str, list[int]]] = dataclasses.field(default_factory=list)
 
   @property
   def epochs_done(self) -> int:
@@ -76,6 +78,15 @@ class Position:
         f"'{title}' had {self.images} images to train on when this run began,"
         f' now it has {images}; bring it back, or choose another --workdir'
       )
+
+  def broken_for(self, process: int, processes: int) -> dict[str, list[int]]:
+    """What that process knew; of another number of them, what any knew."""
+    if len(self.broken) == processes:
+      return self.broken[process]
+    return {
+      split: sorted({n for found in self.broken for n in found[split]})
+      for split in (self.broken[0] if self.broken else ())
+    }
 
   def record(
     self, loss: float, seconds: float, point: str | None, top1: float

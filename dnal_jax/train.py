@@ -119,7 +119,8 @@ class _Run:
       return
     number, self.position = latest
     self.position.check(self.settings.data.title, self.source.images)
-    self.source.broken.update(self.position.broken)
+    broken = self.position.broken_for(jax.process_index(), jax.process_count())
+    self.source.broken.update(broken)
     self.network.cut(self.position.keep)
     shapes = self.network.walk.shapes
     like = jax.eval_shape(
@@ -159,7 +160,7 @@ class _Run:
     return self.position.epochs_done * self.steps_per_epoch + self.position.step
 
   def _save(self) -> None:
-    self.position.broken = hosts.union(self.source.broken)
+    self.position.broken = hosts.everyone(self.source.broken)
     # A stage's entry and each of its steps have a number of their own.
     number = self._steps_done() + self.position.stage
     self.checkpoints.save(number, self.state, self.position)
@@ -298,6 +299,5 @@ class _Run:
       test=test,
     )
     self.output.end(variables, result)
-    self.source.broken.update(hosts.union(self.source.broken))
-    report.tell_broken(self.source.broken_names())
+    report.tell_broken(hosts.everyone(self.source.broken_names()))
     return result

@@ -137,4 +137,3 @@ def test_what_tells_of_others(environment, several, monkeypatch):
 def test_one_process_is_everyone():
   assert hosts.first()
   assert hosts.everyone({'a': [1]}) == [{'a': [1]}]
-  assert hosts.union({'train': [3, 1]}) == {'train': [1, 3]}
