@@ -75,8 +75,11 @@ def test_two_processes_begin_and_one_goes_on(tmp_path):
   assert 'lost another one' in err
   before = metrics(workdir)
   assert 'going on with' in succeed(workdir, *STAGES)
-  assert metrics(workdir)[: len(before)] == before
-  assert len(metrics(workdir)) == 7
+  rows = metrics(workdir)
+  assert len(rows) == 7
+  assert [r['loss'] for r in rows[: len(before)]] == pytest.approx(
+    [r['loss'] for r in before], rel=1e-3
+  )
   got = result(workdir)
   assert got['top1']['pruned'] == got['top1']['compact']
   assert got['learned']['macs'] < got['baseline']['macs']
