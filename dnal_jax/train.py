@@ -108,29 +108,32 @@ class _Run:
     return self.settings.stages[self.position.stage]
 
   def _resume_or_start(self) -> None:
-    latest = self.checkpoints.latest()
-    if latest is None:
-      self.position = checkpoint.Position(images=self.source.images)
+    found = self.checkpoints.newest(self._shapes_at)
+    if found is None:
+      self._at(checkpoint.Position(images=self.source.images))
       image = jnp.zeros((1, *self.settings.image_shape))
       key = jax.random.key(self.settings.seed)
       start = mesh.jit_whole(self.network.net.init)(key, image)
       zeros = self.network.zeros()
       self._begin(start['params'], zeros, start['batch_stats'])
       return
-    number, self.position = latest
-    self.position.check(self.settings.data.title, self.source.images)
-    broken = self.position.broken_for(jax.process_index(), jax.process_count())
+    position, self.state = found
+    self._at(position)
+    position.check(self.settings.data.title, self.source.images)
+    broken = position.broken_for(jax.process_index(), jax.process_count())
     self.source.broken.update(broken)
-    self.network.cut(self.position.keep)
+    print(f"going on with '{self.stage.name}', {position.told()}")
+
+  def _at(self, position: checkpoint.Position) -> None:
+    self.position = position
+    self.network.cut(position.keep)
+
+  def _shapes_at(self, position: checkpoint.Position) -> step.State:
+    """Shapes and places of the state that is saved there."""
+    self._at(position)
     shapes = self.network.walk.shapes
-    like = jax.eval_shape(
-      self._initial_state,
-      shapes['params'],
-      shapes.get('gates', {}),
-      shapes['batch_stats'],
-    )
-    self.state = self.checkpoints.restore(number, mesh.like(like))
-    print(f"going on with '{self.stage.name}', {self.position.told()}")
+    parts = shapes['params'], shapes.get('gates', {}), shapes['batch_stats']
+    return mesh.like(jax.eval_shape(self._initial_state, *parts))
 
   def _initial_state(self, params, logits, batch_stats) -> step.State:
     return step.begin(

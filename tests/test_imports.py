@@ -24,7 +24,7 @@ MAY_IMPORT = {
   'step': {'gating', 'stages'},
   'compact': {'layers'},
   'data': {'mesh', 'step'},
-  'checkpoint': set(),
+  'checkpoint': {'hosts'},
   'engine': {'data', 'gating', 'hosts', 'mesh', 'stages', 'step'},
   'profile': set(),
   'pruning': {
