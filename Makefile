@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check notebooks clean
 
 demo: .venv/installed
 	$(BIN)/python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
@@ -16,6 +16,10 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest --numprocesses=0 tests/test_imports.py
+
+# Executes the notebooks and keeps their outputs.
+notebooks: .venv/dev
+	$(BIN)/python notebooks/execute.py
 
 clean:
 	rm -rf .venv runs

@@ -20,7 +20,7 @@ _SHARED = ('penalty', 'label_smoothing', 'ema', 'nesterov')
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A name of `models.NETWORKS` and the width multiplier."""
+  """A name that `models.get` knows, and the width multiplier."""
 
   name: str
   width: float = 1.0

@@ -18,7 +18,7 @@ MAY_IMPORT = {
   'conv_cpu': set(),
   'norm': set(),
   'layers': {'conv', 'norm'},
-  'models': {'layers', 'models'},
+  'models': {'compact', 'layers', 'models'},
   'gating': {'layers'},
   'stages': {'gating'},
   'step': {'gating', 'stages'},
