@@ -71,11 +71,12 @@ def put_whole(tree: Any) -> Any:
 
 def like(tree: Any) -> Any:
   """Shapes and dtypes, on every device as a whole, as restoring wants them."""
-  mesh = jax.sharding.get_mesh()
-  where = None if mesh.empty else NamedSharding(mesh, WHOLE)
-  return jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree
-  )
+  return _like(tree, WHOLE)
+
+
+def like_rows(tree: Any) -> Any:
+  """Shapes and dtypes of arrays of a batch, as `put_rows` places them."""
+  return _like(tree, ROWS)
 
 
 def _constrain(tree, spec):
@@ -88,6 +89,14 @@ def _constrain(tree, spec):
     return jax.lax.with_sharding_constraint(a, WHOLE if uneven else spec)
 
   return jax.tree.map(one, tree)
+
+
+def _like(tree, spec):
+  mesh = jax.sharding.get_mesh()
+  where = None if mesh.empty else NamedSharding(mesh, spec)
+  return jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree
+  )
 
 
 def _put(tree, spec):

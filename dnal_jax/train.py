@@ -121,14 +121,10 @@ class _Run:
     self.position.check(self.settings.data.title, self.source.images)
     self.source.broken.update(self.position.broken)
     self._set_network(self.position.keep)
-    shapes = self.walk.shapes
-    like = jax.eval_shape(
-      self._initial_state,
-      shapes['params'],
-      shapes.get('gates', {}),
-      shapes['batch_stats'],
+    like = engine.state_shapes(
+      self.stage, self.walk.shapes, self.steps_per_epoch
     )
-    self.state = self.checkpoints.restore(number, mesh.like(like))
+    self.state = self.checkpoints.restore(number, like)
     print(f"going on with '{self.stage.name}', {self.position.told()}")
 
   def _set_network(self, keep: layers.Keep) -> None:

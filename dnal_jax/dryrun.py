@@ -1,0 +1,236 @@
+r"""Compiles the steps of a run for a TPU slice, with no TPU attached.
+
+python -m dnal_jax.dryrun --config=configs/mbv2_imagenet.py --topology=v5e:4x4
+
+Tells of each stage whether it fits into the memory of a chip, what the chips
+exchange, and what a step takes at least. The programs are those that a run
+compiles for its train steps; evaluation and the cut are not compiled, and
+no image is read.
+
+  --batch=N          in place of the config's batch_size, over all chips
+  --largest_batch    look for the largest that fits
+  --architecture=DIR/architecture.json    the network that a search has left
+  --json             one JSON object on standard output
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+import jax
+from ml_collections import config_flags
+
+from dnal_jax import chips, cli, errors, folder, mesh, rehearsal, settings
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, f'The slice: {chips.EXAMPLES}.'
+)
+_BATCH = flags.DEFINE_integer(
+  'batch', None, "Images of a step, all chips together; else the config's."
+)
+_LARGEST = flags.DEFINE_bool(
+  'largest_batch',
+  False,
+  'Look for the largest power of two times the number of chips that fits.',
+)
+_ARCHITECTURE = flags.DEFINE_string(
+  'architecture', None, 'What a search has left: DIR/architecture.json.'
+)
+_JSON = flags.DEFINE_bool('json', False, 'Print JSON rather than text.')
+
+
+def largest(
+  fits: Callable[[int], bool], start: int, n: int, most: int
+) -> tuple[int | None, int | None]:
+  """The largest n, 2n, 4n, ... that fits, and the least that was seen not to;
+  None: there is none, or it would be above `most`. Begins at or below `start`,
+  doubles or halves, and asks for no batch twice."""
+  batch, best, failed = n, None, None
+  while 2 * batch <= start:
+    batch *= 2
+  while n <= batch <= most and batch not in (best, failed):
+    if fits(batch):
+      best, batch = batch, 2 * batch
+    else:
+      failed, batch = batch, batch // 2
+  return best, failed
+
+
+def text(stage: dict[str, Any]) -> str:
+  """A stage of the report for people."""
+  told = f'compiled in {stage["compile_seconds"]:.0f} s'
+  if stage['same_as']:
+    told = f'as {stage["same_as"]}'
+  lines = [f'{stage["stage"]}: {told}']
+  memory, hbm = stage['memory'], _size(stage['hbm'])
+  if memory is None:
+    lines.append(
+      f'  memory       does not fit into {hbm} a chip: {stage["compiler_told"]}'
+    )
+  else:
+    verdict = 'fits' if stage['fits'] else 'does not fit'
+    parts = ', '.join(
+      f'{key} {_size(size)}' for key, size in memory.items() if key != 'total'
+    )
+    lines.append(
+      f'  memory       {_size(memory["total"])} of {hbm} a chip: {verdict}'
+      f' ({parts})'
+    )
+  lines.append(
+    f'  macs         {stage["macs"]:.4g} forwards,'
+    f' {stage["macs_with_gradients"]:.4g} with gradients'
+  )
+  ideal = _size(stage['ideal_all_reduce'])
+  if stage['collectives'] is None:
+    return '\n'.join([*lines, f'  exchanged    at least {ideal}'])
+  moved = ', '.join(
+    f'{kind} {_size(size)}' for kind, size in stage['collectives'].items()
+  )
+  lines.append(f'  exchanged    {moved or "nothing"}; ideal {ideal}')
+  seconds = dict(stage['at_least'])
+  bound = max(seconds, key=seconds.__getitem__)
+  ways = ', '.join(
+    f'{way.replace("_", "-")} {1e3 * value:.3g}'
+    for way, value in seconds.items()
+  )
+  lines.append(
+    f'  a step       at least {1e3 * seconds[bound]:.3g} ms, bound by'
+    f' {bound.replace("_", "-")} ({ways})'
+  )
+  return '\n'.join(lines)
+
+
+def _largest(
+  stages: Callable[[int], list[dict[str, Any]]],
+  rehearsed: rehearsal.Rehearsal,
+  start: int,
+  n: int,
+) -> dict[str, Any]:
+  """The part of the report that is of the largest batch that fits, or, if none
+  does, of the smallest."""
+  seen: dict[int, list[dict[str, Any]]] = {}
+
+  def fits(batch: int) -> bool:
+    seen[batch] = stages(batch)
+    return all(row['fits'] for row in seen[batch])
+
+  most = rehearsed.inputs(1).images
+  best, failed = largest(fits, min(start, most), n, most)
+  if not seen:
+    raise errors.UserError(
+      f'{n} chips are more than there are images to train on, {most}; take a'
+      ' smaller --topology'
+    )
+  return {
+    'largest_batch': best,
+    'does_not_fit': failed,
+    'batch_size': best or failed,
+    'stages': seen[best or failed or n],
+  }
+
+
+def _size(size: float) -> str:
+  units = ['GiB', 'MiB', 'KiB', 'bytes']
+  while abs(size) >= 1000 and len(units) > 1:
+    size, _ = size / 1024, units.pop()
+  return f'{size:.4g} {units[-1]}'
+
+
+@contextlib.contextmanager
+def _nothing_else_on_stdout() -> Iterator[None]:
+  """What libraries below Python print goes to standard error meanwhile."""
+  sys.stdout.flush()
+  ours = os.dup(1)
+  os.dup2(2, 1)
+  try:
+    yield
+  finally:
+    os.dup2(ours, 1)
+    os.close(ours)
+
+
+def _given() -> tuple[dict[str, Any], str]:
+  """The config, with --batch in it, and the topology."""
+  config = cli.config_of(_CONFIG)
+  if config is None or not _TOPOLOGY.value:
+    raise errors.UserError(
+      'both --config=configs/NAME.py and --topology=SLICE must be given, such'
+      f' as {chips.EXAMPLES}'
+    )
+  if _BATCH.value is not None:
+    if _BATCH.value <= 0:
+      raise errors.UserError(f'--batch is {_BATCH.value}; it must be positive')
+    config['batch_size'] = _BATCH.value
+  return config, _TOPOLOGY.value
+
+
+def body(argv: Sequence[str]) -> None:
+  del argv
+  config, topology = _given()
+  with _nothing_else_on_stdout():  # and before JAX has done anything
+    chip, devices = chips.slice_of(topology)
+  parsed = settings.parse(config)
+  net = parsed.build()
+  if _ARCHITECTURE.value:
+    net = folder.read_learned(
+      pathlib.Path(_ARCHITECTURE.value), net, parsed.image_shape
+    )
+  # Seconds of compiling are to be those of compiling.
+  jax.config.update('jax_enable_compilation_cache', False)
+  rehearsed = rehearsal.Rehearsal(parsed, net, chip)
+  say = print if not _JSON.value else lambda _: None
+  report = {
+    'topology': topology,
+    'chips': len(devices),
+    'network': parsed.network.name,
+    'architecture': _ARCHITECTURE.value,
+    'compute_dtype': parsed.compute_dtype,
+    'versions': {
+      name: importlib.metadata.version(name) for name in ('jax', 'libtpu')
+    },
+  }
+  say(
+    f'{parsed.network.name} for {topology} ({len(devices)} chips),'
+    f' {parsed.compute_dtype}'
+  )
+
+  def stages(batch: int) -> list[dict[str, Any]]:
+    """Stages at that batch, up to the first that does not fit."""
+    say(f'\nbatch {batch}, {batch // len(devices)} a chip')
+    rows = []
+    compiled = rehearsed.stages(batch)
+    while not rows or rows[-1]['fits']:
+      with _nothing_else_on_stdout():
+        row = next(compiled, None)
+      if row is None:
+        break
+      say(text(row))
+      rows.append(row)
+    return rows
+
+  with jax.set_mesh(mesh.of_devices(devices)):
+    mesh.check_shares('eval_batch_size', parsed.eval_batch_size)
+    if _LARGEST.value:
+      report |= _largest(stages, rehearsed, parsed.batch_size, len(devices))
+      say(
+        f'\nthe largest batch that fits is {report["largest_batch"]}; the least'
+        f' seen not to, {report["does_not_fit"]}'
+      )
+    else:
+      key = 'batch_size' if _BATCH.value is None else '--batch'
+      mesh.check_shares(key, parsed.batch_size)
+      batch = parsed.batch_size
+      report |= {'batch_size': batch, 'stages': stages(batch)}
+  if _JSON.value:
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == '__main__':
+  cli.run(body)
