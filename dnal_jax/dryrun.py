@@ -15,6 +15,7 @@ no image is read.
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+from functools import partial
 import importlib.metadata
 import json
 import os
@@ -108,10 +109,7 @@ def text(stage: dict[str, Any]) -> str:
 
 
 def _largest(
-  stages: Callable[[int], list[dict[str, Any]]],
-  rehearsed: rehearsal.Rehearsal,
-  start: int,
-  n: int,
+  stages: Callable[[int], list[dict[str, Any]]], start: int, n: int, most: int
 ) -> dict[str, Any]:
   """The part of the report that is of the largest batch that fits, or, if none
   does, of the smallest."""
@@ -121,18 +119,20 @@ def _largest(
     seen[batch] = stages(batch)
     return all(row['fits'] for row in seen[batch])
 
-  most = rehearsed.inputs(1).images
   best, failed = largest(fits, min(start, most), n, most)
   if not seen:
     raise errors.UserError(
       f'{n} chips are more than there are images to train on, {most}; take a'
       ' smaller --topology'
     )
+  _say(
+    f'\nthe largest batch that fits is {best}; the least seen not to, {failed}'
+  )
   return {
     'largest_batch': best,
     'does_not_fit': failed,
-    'batch_size': best or failed,
-    'stages': seen[best or failed or n],
+    'batch_size': best or n,
+    'stages': seen[best or n],
   }
 
 
@@ -171,24 +171,45 @@ def _given() -> tuple[dict[str, Any], str]:
   return config, _TOPOLOGY.value
 
 
+def _say(line: str) -> None:
+  if not _JSON.value:
+    print(line, flush=True)
+
+
+def _stages(
+  rehearsed: rehearsal.Rehearsal, batch: int, n: int
+) -> list[dict[str, Any]]:
+  """Rows of the stages at that batch, up to the first that does not fit."""
+  compiled = rehearsed.stages(batch)
+  _say(f'\nbatch {batch}, {batch // n} a chip')
+  rows: list[dict[str, Any]] = []
+  while not rows or rows[-1]['fits']:
+    with _nothing_else_on_stdout():
+      row = next(compiled, None)
+    if row is None:
+      break
+    _say(text(row))
+    rows.append(row)
+  return rows
+
+
 def body(argv: Sequence[str]) -> None:
   del argv
   config, topology = _given()
   with _nothing_else_on_stdout():  # and before JAX has done anything
     chip, devices = chips.slice_of(topology)
-  parsed = settings.parse(config)
-  net = parsed.build()
-  if _ARCHITECTURE.value:
-    net = folder.read_learned(
-      pathlib.Path(_ARCHITECTURE.value), net, parsed.image_shape
-    )
   # Seconds of compiling are to be those of compiling.
   jax.config.update('jax_enable_compilation_cache', False)
+  parsed, n = settings.parse(config), len(devices)
+  net, batch = parsed.build(), parsed.batch_size
+  if _ARCHITECTURE.value:
+    path = pathlib.Path(_ARCHITECTURE.value)
+    net = folder.read_learned(path, net, parsed.image_shape)
   rehearsed = rehearsal.Rehearsal(parsed, net, chip)
-  say = print if not _JSON.value else lambda _: None
+  images = rehearsed.inputs(1 if _LARGEST.value else batch).images
   report = {
     'topology': topology,
-    'chips': len(devices),
+    'chips': n,
     'network': parsed.network.name,
     'architecture': _ARCHITECTURE.value,
     'compute_dtype': parsed.compute_dtype,
@@ -196,38 +217,16 @@ def body(argv: Sequence[str]) -> None:
       name: importlib.metadata.version(name) for name in ('jax', 'libtpu')
     },
   }
-  say(
-    f'{parsed.network.name} for {topology} ({len(devices)} chips),'
-    f' {parsed.compute_dtype}'
-  )
-
-  def stages(batch: int) -> list[dict[str, Any]]:
-    """Stages at that batch, up to the first that does not fit."""
-    say(f'\nbatch {batch}, {batch // len(devices)} a chip')
-    rows = []
-    compiled = rehearsed.stages(batch)
-    while not rows or rows[-1]['fits']:
-      with _nothing_else_on_stdout():
-        row = next(compiled, None)
-      if row is None:
-        break
-      say(text(row))
-      rows.append(row)
-    return rows
-
   with jax.set_mesh(mesh.of_devices(devices)):
     mesh.check_shares('eval_batch_size', parsed.eval_batch_size)
-    if _LARGEST.value:
-      report |= _largest(stages, rehearsed, parsed.batch_size, len(devices))
-      say(
-        f'\nthe largest batch that fits is {report["largest_batch"]}; the least'
-        f' seen not to, {report["does_not_fit"]}'
-      )
-    else:
+    if not _LARGEST.value:
       key = 'batch_size' if _BATCH.value is None else '--batch'
-      mesh.check_shares(key, parsed.batch_size)
-      batch = parsed.batch_size
-      report |= {'batch_size': batch, 'stages': stages(batch)}
+      mesh.check_shares(key, batch)
+    _say(f'{parsed.network.name} on {n} chips ({topology})')
+    if _LARGEST.value:
+      report |= _largest(partial(_stages, rehearsed, n=n), batch, n, images)
+    else:
+      report |= {'batch_size': batch, 'stages': _stages(rehearsed, batch, n)}
   if _JSON.value:
     print(json.dumps(report, indent=1))
 

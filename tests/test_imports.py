@@ -24,6 +24,18 @@ MAY_IMPORT = {
   'compact': {'layers'},
   'data': {'mesh', 'step'},
   'checkpoint': set(),
+  'hlo': set(),
+  'chips': set(),
+  'rehearsal': {
+    'chips',
+    'compact',
+    'data',
+    'engine',
+    'hlo',
+    'mesh',
+    'settings',
+    'stages',
+  },
   'engine': {'data', 'gating', 'mesh', 'stages', 'step'},
   'profile': set(),
   'pruning': {
@@ -58,6 +70,7 @@ MAY_IMPORT = {
   'cli': set(),
   'main': {'cli', 'data', 'report', 'settings', 'train'},
   'prepare': {'cli', 'data'},
+  'dryrun': {'chips', 'cli', 'folder', 'mesh', 'rehearsal', 'settings'},
   'summary': {'cli', 'compact', 'folder', 'models', 'settings'},
 }
 # The compute core starts fast and runs where TensorFlow is not installed.
