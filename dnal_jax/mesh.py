@@ -45,8 +45,8 @@ def check_shares(key: str, batch: int, parts: int = 1) -> None:
   if batch % unit:
     told = f' in {parts} parts' if parts > 1 else ''
     raise errors.UserError(
-      f'{key} is {batch}, which {size()} devices cannot share evenly{told}; make'
-      f' it a multiple of {unit}'
+      f'{key} is {batch}, which {size()} devices cannot share evenly{told};'
+      f' make it a multiple of {unit}'
     )
 
 
