@@ -29,7 +29,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.batch_size = 64
   config.eval_batch_size = 256
   config.tensorboard = False  # importing TensorFlow takes longer than a stage
-  config.penalty = 0.035  # lambda
+  config.penalty = 0.04  # lambda
   config.order = recipe.order(variant)
   config.stages = recipe.stages(
     config,

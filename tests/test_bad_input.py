@@ -30,7 +30,7 @@ def test_folder_of_another_config(tmp_path):
   succeed(workdir, *SHORT)
   told = fail(workdir, *SHORT, '--config.seed=7', '--config.penalty=0.5')
   assert 'seed (folder: 0, now: 7)' in told
-  assert 'penalty (folder: 0.035, now: 0.5)' in told
+  assert 'penalty (folder: 0.04, now: 0.5)' in told
   assert 'batch_size' not in told
   (workdir / 'config.json').unlink()  # then whose is it?
   assert 'has checkpoints but no config.json' in fail(workdir, *SHORT)
