@@ -1,0 +1,270 @@
+"""launch/slurm.sh, sweep.sh and gke.sh, with stand-ins that start processes."""
+
+import math
+import os
+import re
+import signal
+import socket
+import sys
+
+from commands import KEYS, ROOT, SHORT, command, result
+from launching import STAND_INS, Launch, script, until
+import pytest
+import yaml
+
+QUICK = {'CONFIG': 'configs/quickstart.py'}
+TRAINER = str(STAND_INS / 'vm/python')
+
+
+# Slurm.
+
+
+@pytest.fixture
+def slurm(tmp_path):
+  return Launch(
+    'slurm.sh',
+    ROOT,
+    tmp_path / 'state',
+    WORKDIR=str(tmp_path / 'run'),
+    SLURM_JOB_ID='7',
+    PYTHON=sys.executable,
+    **QUICK,
+  )
+
+
+def plays(slurm, line):
+  """Both of its processes do this instead of training."""
+  for i in range(2):
+    script(slurm.state / f'script{i}', line)
+  slurm.env['PYTHON'] = TRAINER
+
+
+@pytest.mark.parametrize(
+  ('variables', 'told'),
+  [
+    ({'CONFIG': ''}, 'CONFIG is not set'),
+    ({'WORKDIR': ''}, 'WORKDIR is not set'),
+    ({'SLURM_JOB_ID': ''}, 'start it by sbatch'),
+    ({'PYTHON': 'none'}, "PYTHON is 'none'"),
+    ({'REQUEUES': 'x'}, "REQUEUES is 'x'"),
+  ],
+)
+def test_slurm_mistakes(variables, told, slurm):
+  assert told in slurm.refuses(**variables)
+
+
+def test_slurm_unknown_argument(slurm):
+  assert "unknown argument '--x'" in slurm.refuses('--x')
+
+
+def test_slurm_asks_for_what_it_relies_on():
+  text = (ROOT / 'launch/slurm.sh').read_text()
+  options = re.findall(r'^#SBATCH (--\S+)$', text, re.M)
+  assert '--ntasks-per-node=1' in options
+  assert '--signal=TERM@120' in options  # without B: the steps, not the shell
+  assert {'--requeue', '--open-mode=append'} <= set(options)
+  # sbatch reads no option behind the first command.
+  assert text.rindex('#SBATCH') < text.index('\nset -euo')
+
+
+@pytest.mark.parametrize(
+  ('code', 'restarts', 'requeued'),
+  [(0, '0', False), (3, '0', False), (75, '0', True), (75, '20', False)],
+)
+def test_slurm_requeues_after_75(code, restarts, requeued, slurm):
+  plays(slurm, code)
+  done = slurm.run(SLURM_RESTART_COUNT=restarts)
+  assert done.returncode == code, done.stderr
+  assert slurm.calls()[1:] == ['scontrol requeue 7'] * requeued
+
+
+def test_slurm_cancelled_job_saves_and_is_not_requeued(slurm):
+  plays(slurm, 'sleep')
+  process = slurm.start()
+  until((slurm.state / 'script0.asleep').exists)
+  until((slurm.state / 'script1.asleep').exists)
+  process.send_signal(signal.SIGTERM)  # to the shell, which hands it on
+  process.communicate(timeout=60)
+  assert process.returncode == 75
+  assert len(slurm.calls()) == 1
+
+
+def test_slurm_process_takes_all_gpus_of_its_node(slurm):
+  tell = 'echo "$JAX_LOCAL_DEVICE_IDS $SRUN_CPUS_PER_TASK"'
+  python = slurm.state / 'python'
+  python.write_text(f'#!/usr/bin/env bash\n{tell}\n')
+  python.chmod(0o755)
+  slurm.env['PYTHON'] = str(python)
+  done = slurm.run(SLURM_GPUS_ON_NODE='4', SLURM_CPUS_PER_TASK='16')
+  assert done.stdout.splitlines() == ['0,1,2,3 16'] * 2
+
+
+@pytest.mark.slow
+def test_slurm_two_tasks_train_to_the_end(slurm, tmp_path):
+  with socket.socket() as probe:  # JAX derives its port from the job's number
+    for job in range(1000, 5000):
+      if probe.connect_ex(('localhost', 61440 + job % 4096)):
+        break
+  done = slurm.run('--', *SHORT, SLURM_JOB_ID=str(job))
+  assert done.returncode == 0, done.stderr
+  assert set(result(tmp_path / 'run')) == KEYS
+  assert done.stdout.count('reference macs') == 1
+
+
+# Sweeps.
+
+
+@pytest.fixture
+def sweep(tmp_path):
+  return Launch(
+    'sweep.sh',
+    ROOT,
+    tmp_path / 'state',
+    WORKDIR=str(tmp_path / 'runs'),
+    PYTHON=sys.executable,
+    **QUICK,
+  )
+
+
+@pytest.mark.parametrize(
+  'value', ['-1', 'nan', 'inf', '1e', 'x', '1,5', '', '1 2', '--config.seed=1']
+)
+def test_sweep_refuses_what_is_no_number(value, sweep, tmp_path):
+  assert f"lambda '{value}' is no number" in sweep.refuses('5e-5', value)
+  assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'variables', 'told'),
+  [
+    ((), {}, 'no lambda given'),
+    (('--', '--config.seed=1'), {}, 'no lambda given'),
+    (('1',), {'CONFIG': ''}, 'CONFIG is not set'),
+    (('1',), {'WORKDIR': ''}, 'WORKDIR is not set'),
+    (('1',), {'PYTHON': 'none'}, "PYTHON is 'none'"),
+  ],
+)
+def test_sweep_mistakes(arguments, variables, told, sweep):
+  assert told in sweep.refuses(*arguments, **variables)
+
+
+@pytest.mark.slow
+def test_sweep_of_three_one_of_which_fails(sweep, tmp_path):
+  """30 closes every channel, which is a mistake's end; the last still runs."""
+  done = sweep.run('0.02', '30', '5e-2', '--', *SHORT)
+  assert done.returncode == 1, done.stderr
+  folder = tmp_path / 'runs'
+  assert sorted(path.name for path in folder.iterdir()) == [
+    *('lambda_0.02', 'lambda_30', 'lambda_5e-2')
+  ]
+  first, last = (result(folder / f'lambda_{v}') for v in ('0.02', '5e-2'))
+  assert first['learned']['macs'] > last['learned']['macs']
+  head, *rows = done.stdout.splitlines()[-4:]
+  assert head.split() == ['lambda', 'macs', 'params', 'test', 'top-1']
+  assert rows[1].split() == ['30', *['failed', 'with', 'exit', 'code', '2']]
+  for row, value, got in ((0, '0.02', first), (2, '5e-2', last)):
+    learned = got['learned']
+    assert rows[row].split() == [
+      value,
+      f'{learned["macs"]:,}',
+      f'{learned["params"]:,}',
+      f'{got["test_top1"]:.2%}',
+    ]
+  again = sweep.run('0.02', '5e-2', '--', *SHORT)
+  assert again.returncode == 0
+  assert again.stdout.count('is finished; nothing to do') == 2
+  assert again.stdout.splitlines()[-2:] == [rows[0], rows[2]]
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_stopped_sweep_has_its_run_save_and_starts_no_other(number, sweep):
+  script(sweep.state / 'script', 'sleep', 'sleep')
+  process = sweep.start('1', '2', PYTHON=TRAINER)
+  until((sweep.state / 'script.asleep').exists)
+  os.killpg(process.pid, number)
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == 75, err
+  assert 'the same command goes on' in err
+  assert out == 'lambda 1\n'
+
+
+# Kubernetes.
+
+
+@pytest.fixture
+def gke(tmp_path):
+  given = {'IMAGE': 'reg/dnal:1', 'BUCKET': 'my-bucket', **QUICK}
+  return Launch('gke.sh', ROOT, tmp_path / 'state', **given)
+
+
+@pytest.mark.parametrize(
+  ('variables', 'told'),
+  [
+    ({'IMAGE': ''}, 'IMAGE is not set'),
+    ({'BUCKET': ''}, 'BUCKET is not set'),
+    ({'BUCKET': 'gs://b'}, "BUCKET is 'gs://b'"),
+    ({'CONFIG': 'configs/none.py'}, "no file 'configs/none.py'"),
+    ({'WORKDIR': 'a: b'}, "WORKDIR is 'a: b'"),
+  ],
+)
+def test_gke_mistakes(variables, told, gke):
+  assert told in gke.refuses(**variables)
+
+
+def test_gke_manifest_fits_the_slice_and_the_command_line(gke):
+  flags = ('--config.seed=1', "--config.order=('warmup','search')")
+  done = gke.run('--print', '--', *flags)
+  assert done.returncode == 0, done.stderr
+  spec = yaml.safe_load(done.stdout)['spec']
+  (slice_,) = spec['replicatedJobs']
+  job = slice_['template']['spec']
+  pod = job['template']['spec']
+  (container,) = pod['containers']
+  topology = pod['nodeSelector']['cloud.google.com/gke-tpu-topology']
+  chips = math.prod(map(int, topology.split('x')))
+  per_host = container['resources']['limits']['google.com/tpu']
+  assert slice_['replicas'] == 1
+  assert job['parallelism'] == job['completions'] == chips // per_host == 4
+  # Exit code 2 ends it; whatever else ends a host starts all of them again.
+  assert job['backoffLimit'] == 0
+  assert pod['restartPolicy'] == 'Never'
+  (rule,) = job['podFailurePolicy']['rules']
+  assert rule['action'] == 'FailJob'
+  assert rule['onExitCodes'] == {
+    'containerName': container['name'],
+    'operator': 'In',
+    'values': [2],
+  }
+  assert spec['failurePolicy']['maxRestarts'] > 0
+  assert spec['failurePolicy']['rules'] == [
+    {'action': 'FailJobSet', 'onJobFailureReasons': ['PodFailurePolicy']}
+  ]
+  # The run's folder is on the volume, which is the bucket.
+  (mount,), (volume,) = container['volumeMounts'], pod['volumes']
+  assert mount['name'] == volume['name']
+  assert volume['csi']['volumeAttributes']['bucketName'] == 'my-bucket'
+  options = volume['csi']['volumeAttributes']['mountOptions'].split(',')
+  assert 'metadata-cache:ttl-secs:0' in options
+  workdir = f'{mount["mountPath"]}/runs/dnal-jax'
+  # It is the command that all of our tests start.
+  python, unbuffered, *module = container['command']
+  assert (python, unbuffered) == ('python', '-u')
+  expected = command(workdir, *flags)
+  assert (*module, *container['args']) == expected[1:]
+  assert '${' not in done.stdout.partition('apiVersion')[2]
+
+
+def test_gke_applies_what_it_prints(gke):
+  printed = gke.run('--print').stdout
+  done = gke.run()
+  assert done.returncode == 0, done.stderr
+  assert gke.calls() == ['kubectl apply --filename=-']
+  assert (gke.state / 'applied.yaml').read_text() == printed
+  assert 'jobset-name=dnal-jax' in done.stdout
+
+
+def test_dockerfile_copies_what_is_there():
+  text = (ROOT / 'launch/Dockerfile').read_text()
+  copied = re.findall(r'^COPY (\S+) ', text, re.M)
+  assert set(copied) == {'requirements.txt', 'configs', 'dnal_jax'}
+  assert all((ROOT / name).exists() for name in copied)
