@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import compact, engine, gating, step
+from dnal_jax import compact, engine, gating, hosts, step
 from dnal_jax.stages import Group, LearningRate, Stage
 from dnal_jax.step import Batch
 
@@ -134,6 +134,7 @@ def ours(net, stage, images, labels, *, steps, at_once=64, dtype='float32'):
       itertools.repeat(source.inputs),
       steps=steps,
       told=lambda done, metrics: None,
+      stop=hosts.Stop(),
     )
     jax.block_until_ready(state)
 

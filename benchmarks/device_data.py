@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from dnal_jax import engine, models, step
+from dnal_jax import engine, hosts, models, step
 from dnal_jax.data import Data, batches
 
 IMAGES = 10_000
@@ -103,7 +103,11 @@ def runner(net, shape, source: Any, steps):
     nonlocal state
     started = time.perf_counter()
     state, _ = compiled.train(
-      state, inputs, steps=steps, told=lambda done, metrics: None
+      state,
+      inputs,
+      steps=steps,
+      told=lambda done, metrics: None,
+      stop=hosts.Stop(),
     )
     jax.block_until_ready(state)
     return (time.perf_counter() - started) / steps

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 import re
 import sys
+import traceback
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from dnal_jax import errors
+from dnal_jax import errors, hosts
 
 
 def run(body: Callable[[Sequence[str]], None]) -> None:
@@ -37,9 +38,15 @@ def run(body: Callable[[Sequence[str]], None]) -> None:
     app.run(body, argv=argv)
   except (errors.UserError, OSError) as error:
     _give_up(error)
+  except errors.Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    hosts.leave(errors.AGAIN)
   except KeyboardInterrupt:
     print('\ninterrupted; the same command goes on from the last checkpoint')
-    sys.exit(130)
+    hosts.leave(130)
+  except Exception:
+    traceback.print_exc()
+    hosts.leave(1)
 
 
 def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:
@@ -60,4 +67,4 @@ def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:
 
 def _give_up(message: object) -> NoReturn:
   print(f'error: {message}', file=sys.stderr)
-  sys.exit(2)
+  hosts.leave(2)

@@ -10,7 +10,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from dnal_jax import errors, gating, mesh, step
+from dnal_jax import errors, gating, hosts, mesh, step
 from dnal_jax.data.sources import Source
 from dnal_jax.stages import Stage
 
@@ -74,38 +74,43 @@ class CompiledStage:
     *,
     steps: int,
     told: Callable[[int, dict[str, Any]], None],
+    stop: hosts.Stop,
   ) -> tuple[step.State, list[dict[str, Any]]]:
-    """The state after some steps of one epoch, and their metrics as numpy.
+    """The state after some steps of one epoch, and their metrics as numpy;
+    fewer steps than asked for where `stop` is agreed on.
 
     `told` gets numbers of steps that were done and the last one's metrics.
     Two calls are under way at any time, so that the device never waits.
     """
     done: list[dict[str, Any]] = []
-    under_way: list[tuple[int, Any]] = []
+    under_way: list[tuple[int, Any, Any]] = []
     ended = None
 
     def end() -> None:
       nonlocal ended
-      n, metrics = under_way.pop(0)
+      n, metrics, asked = under_way.pop(0)
       metrics = jax.device_get(metrics)
+      stop.agree(asked)
       done.extend({k: v[i] for k, v in metrics.items()} for i in range(n))
       told(n, done[-1])
       now = time.perf_counter()
-      if ended is not None:  # before the first end, it may have been compiled
+      # Before the first end, it may have been compiled. Several processes must
+      # make the same calls, and their clocks differ.
+      if ended is not None and jax.process_count() == 1:
         wanted = int(_SECONDS * n / max(now - ended, 1e-9))
         wanted = min(max(wanted, _LEAST), 2 * self._pace)
         self._pace = min(wanted, self._most)
       ended = now
 
     left = steps
-    while left:
+    while left and not stop.agreed:
       n = min(self._pace, left)
       # In an epoch, one input serves all steps of a call.
       served, *_ = itertools.islice(inputs, n)
       if self._called_with is None:
         self._called_with = jax.eval_shape(lambda *a: a, state, served)
       state, metrics = self._steps(state, served, n)
-      under_way.append((n, metrics))
+      under_way.append((n, metrics, stop.ask()))
       left -= n
       if len(under_way) == 2:
         end()

@@ -11,6 +11,18 @@ class UserError(Exception):
   """
 
 
+# Exit code of a run that was stopped; EX_TEMPFAIL of sysexits.h: try again.
+AGAIN = 75
+
+
+class Stopped(Exception):
+  """A run ended before its end; the same command goes on. Says where it stands.
+
+  `main` prints the message alone and exits with AGAIN, by which schedulers and
+  the scripts of launch/ know that starting again is right.
+  """
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
   """' (did you mean 'x'?)' if something known is near, then what is known."""
   known = sorted(known)

@@ -98,7 +98,7 @@ class Evaluator:
 
   def _first(self, gated: Pair, cut: Pair, split: str) -> str | None:
     """The first gate behind which the networks differ, on a few images."""
-    batch = jax.jit(lambda *a: mesh.whole(self.source.eval_batch(*a)))
+    batch = mesh.jit_whole(self.source.eval_batch)
     images = batch(*next(self._each(split))).image
     images, *variables = jax.device_get((images, gated[1], cut[1]))
     a, b = zip((gated[0], cut[0]), variables, strict=True)

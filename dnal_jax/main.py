@@ -1,6 +1,9 @@
 """Command line of a run: flags, then one call.
 
 python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
+
+Exit codes: 0 finished, 2 a mistake of the user's, 75 stopped before the end,
+by a signal or because another process was lost: the same command goes on.
 """
 
 from collections.abc import Sequence
@@ -13,13 +16,24 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
-from dnal_jax import cli, errors, report, settings, train
+from dnal_jax import cli, errors, hosts, report, settings, train
 from dnal_jax.data import cache
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; resumed if it holds one already.'
 )
+_DISTRIBUTED = flags.DEFINE_enum(
+  'distributed',
+  'auto',
+  ('auto', 'on', 'off'),
+  'Whether this is one of several processes (README, "Several hosts").',
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator_address', None, 'HOST:PORT of the first of several processes.'
+)
+_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many there are.')
+_PROCESS = flags.DEFINE_integer('process_id', None, 'Which this is, from 0.')
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,6 +44,12 @@ def main(argv: Sequence[str]) -> None:
     raise errors.UserError(
       'both --config=configs/NAME.py and --workdir=DIR must be given'
     )
+  hosts.join(
+    _DISTRIBUTED.value,
+    coordinator_address=_COORDINATOR.value,
+    num_processes=_PROCESSES.value,
+    process_id=_PROCESS.value,
+  )
   workdir = pathlib.Path(_WORKDIR.value)
   result = train.run(settings.parse(config), config, workdir)
   print(report.closing(result))

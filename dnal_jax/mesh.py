@@ -8,6 +8,7 @@ BatchNorm among them, are those of the global batch, because under `jit` a sum
 is a sum wherever its terms lie (XLA inserts the all-reduces).
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -69,6 +70,18 @@ def put_whole(tree: Any) -> Any:
   return _put(tree, WHOLE)
 
 
+def any_of_hosts(value: bool) -> jax.typing.ArrayLike:
+  """Whether it is true on any host; every host must ask as often."""
+  if jax.process_count() == 1:
+    return value
+  return _any(put_rows(np.full(jax.local_device_count(), value)))
+
+
+def jit_whole(function: Callable[..., Any]) -> Callable[..., Any]:
+  """`jax.jit`, with results that every device has as a whole."""
+  return jax.jit(lambda *args: whole(function(*args)))
+
+
 def like(tree: Any) -> Any:
   """Shapes and dtypes, on every device as a whole, as restoring wants them."""
   mesh = jax.sharding.get_mesh()
@@ -88,6 +101,11 @@ def _constrain(tree, spec):
     return jax.lax.with_sharding_constraint(a, WHOLE if uneven else spec)
 
   return jax.tree.map(one, tree)
+
+
+@jit_whole
+def _any(rows):
+  return rows.any()
 
 
 def _put(tree, spec):

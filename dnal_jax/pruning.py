@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from dnal_jax import compact, errors, evaluate, gating, layers, mesh
 from dnal_jax.stages import Stage
@@ -21,6 +22,27 @@ class Pruned(NamedTuple):
   params: Any
   batch_stats: Any
   comparison: evaluate.Comparison  # on validation
+
+
+class Subnet:
+  """A network, and the part of it that is left by now."""
+
+  def __init__(self, full: Any, image_shape: tuple[int, int, int]):
+    self.full, self._image_shape = full, image_shape
+    self.cut({})
+    self.known = self.walk.gates  # gate -> ids of all its channels
+    self.gates = self.kept  # channels that have a gate
+
+  def cut(self, keep: layers.Keep) -> None:
+    """From now on the network with these channels; {}: with all."""
+    self.net = compact.with_keep(self.full, keep)
+    self.walk = compact.walk(self.net, self._image_shape)
+    self.kept = sum(map(len, self.walk.gates.values()))
+
+  def zeros(self) -> Any:
+    """Logits with which a network begins: all gates undecided."""
+    gates = self.walk.shapes.get('gates', {})
+    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), gates)
 
 
 def prune(

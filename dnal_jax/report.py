@@ -158,6 +158,20 @@ def epoch_line(row: Row) -> str:
   return line + _GATES.format(**row['gates']) if row['gates'] else line
 
 
+def tell_cut(kept: int, gates: int, gated: float, cut: float) -> None:
+  """Prints what the cut has left, and top-1 (shares of 1) before and after."""
+  tqdm.tqdm.write(
+    f'cut to {kept} of {gates} gated channels: validation {gated:.2%} gated,'
+    f' {cut:.2%} cut'
+  )
+
+
+def tell_broken(names: list[str]) -> None:
+  """Prints how many images were left out, if any were."""
+  if names:
+    print(f'{len(names)} images could not be decoded and were skipped')
+
+
 def result(
   settings: Settings,
   position: Position,

@@ -13,18 +13,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import tqdm
 
 from dnal_jax import (
   checkpoint,
   compact,
   engine,
+  errors,
   evaluate,
   folder,
   gating,
-  layers,
+  hosts,
   mesh,
+  output,
   profile,
   pruning,
   report,
@@ -43,12 +43,17 @@ def run(
   Raises:
     UserError: the folder belongs to another config, the data cannot be read,
       or the search has left no path through the network.
+    Stopped: by a signal, or another process was lost; the run can go on.
   """
   folder.check(workdir, config)
   if (workdir / 'result.json').exists():
     print(f"'{workdir}' is finished; nothing to do. Its result:\n")
     return folder.read_json(workdir / 'result.json')
-  with jax.set_mesh(mesh.of_devices()):
+  with (
+    hosts.losing_none(),
+    hosts.Stop() as stop,
+    jax.set_mesh(mesh.of_devices()),
+  ):
     for key in ('batch_size', 'eval_batch_size'):
       mesh.check_shares(key, getattr(settings, key))
     source = sources.open_source(  # before anything is written
@@ -57,37 +62,32 @@ def run(
       batch_size=settings.batch_size,
       eval_batch_size=settings.eval_batch_size,
     )
-    folder.claim(workdir, config)
-    return _Run(settings, workdir, source).to_the_end()
+    if hosts.first():
+      folder.claim(workdir, config)
+    hosts.check_seen(workdir / 'config.json')
+    return _Run(settings, workdir, source, stop).to_the_end()
 
 
 class _Run:
   """Data, network, state and position of one run."""
 
   def __init__(
-    self, settings: Settings, workdir: pathlib.Path, source: sources.Source
+    self,
+    settings: Settings,
+    workdir: pathlib.Path,
+    source: sources.Source,
+    stop: hosts.Stop,
   ):
     self.settings = settings
-    self.workdir = workdir
     self.source = source
+    self.stop = stop
     self.evaluate = evaluate.Evaluator(source)
     self.steps_per_epoch = source.steps_per_epoch
-    self.full = settings.build()
-    self.known = compact.walk(self.full, settings.image_shape).gates
-    self.write_architecture = partial(
-      folder.write_architecture,
-      workdir,
-      settings.network.name,
-      settings.network.width,
-      settings.classes,
-      settings.image_shape,
-    )
+    self.network = pruning.Subnet(settings.build(), settings.image_shape)
     self.profile = profile.Profile(workdir / 'profile', settings.profile)
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
     self._resume_or_start()
-    self.metrics = report.Metrics(
-      workdir, self.position.epochs_done, settings.tensorboard
-    )
+    self.output = output.Output(settings, workdir, self.position.epochs_done)
 
   def to_the_end(self) -> dict[str, Any]:
     """All stages that are left, then the result."""
@@ -110,18 +110,17 @@ class _Run:
     latest = self.checkpoints.latest()
     if latest is None:
       self.position = checkpoint.Position(images=self.source.images)
-      self._set_network({})
       image = jnp.zeros((1, *self.settings.image_shape))
       key = jax.random.key(self.settings.seed)
-      init = jax.jit(lambda *a: mesh.whole(self.full.init(*a)))
-      variables = init(key, image)
-      self._begin(variables['params'], self._zeros(), variables['batch_stats'])
+      start = mesh.jit_whole(self.network.net.init)(key, image)
+      zeros = self.network.zeros()
+      self._begin(start['params'], zeros, start['batch_stats'])
       return
     number, self.position = latest
     self.position.check(self.settings.data.title, self.source.images)
     self.source.broken.update(self.position.broken)
-    self._set_network(self.position.keep)
-    shapes = self.walk.shapes
+    self.network.cut(self.position.keep)
+    shapes = self.network.walk.shapes
     like = jax.eval_shape(
       self._initial_state,
       shapes['params'],
@@ -131,15 +130,6 @@ class _Run:
     self.state = self.checkpoints.restore(number, mesh.like(like))
     print(f"going on with '{self.stage.name}', {self.position.told()}")
 
-  def _set_network(self, keep: layers.Keep) -> None:
-    self.net = compact.with_keep(self.full, keep)
-    self.walk = compact.walk(self.net, self.settings.image_shape)
-
-  def _zeros(self) -> Any:
-    """Logits with which a network begins: all gates undecided."""
-    gates = self.walk.shapes.get('gates', {})
-    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), gates)
-
   def _initial_state(self, params, logits, batch_stats) -> step.State:
     return step.begin(
       self.stage, params, logits, batch_stats, self.steps_per_epoch
@@ -147,7 +137,7 @@ class _Run:
 
   def _begin(self, params, logits, batch_stats) -> None:
     """A new state for the stage, and its entry in the result."""
-    initial = jax.jit(lambda *a: mesh.whole(self._initial_state(*a)))
+    initial = mesh.jit_whole(self._initial_state)
     self.state = initial(params, logits, batch_stats)
     steps = self.stage.epochs * self.steps_per_epoch
     self.position.begin_stage(self.stage.name, self.stage.epochs, steps)
@@ -168,7 +158,7 @@ class _Run:
     return self.position.epochs_done * self.steps_per_epoch + self.position.step
 
   def _save(self) -> None:
-    self.position.broken = self.source.broken
+    self.position.broken = hosts.union(self.source.broken)
     # A stage's entry and each of its steps have a number of their own.
     number = self._steps_done() + self.position.stage
     self.checkpoints.save(number, self.state, self.position)
@@ -179,7 +169,7 @@ class _Run:
     position, done = self.position, self._steps_done()
     done_of_stage = position.epoch * self.steps_per_epoch + position.step
     compiled = engine.CompiledStage(
-      self.net,
+      self.network.net,
       self.stage,
       self.source,
       dtype=self.settings.compute_dtype,
@@ -194,6 +184,7 @@ class _Run:
       while position.epoch < self.stage.epochs:
         self._epoch(compiled, inputs, bar)
         self._save()
+        self._stop_if_asked()
     bar.close()
 
   def _epoch(
@@ -213,13 +204,15 @@ class _Run:
       epochs_done=position.epochs_done,
       steps=self.steps_per_epoch,
       images=self.steps_per_epoch * self.settings.batch_size,
-      validation=self.evaluate(self.net, self._variables(gates), 'validation'),
+      validation=self.evaluate(
+        self.network.net, self._variables(gates), 'validation'
+      ),
       census=census if searches else None,
     )
     seconds = sums['seconds'] + time.perf_counter() - evaluation
     point = self.settings.point(position.stage)
     position.record(row['loss'], seconds, point, row['validation_top1'])
-    self.metrics.write(row, gating.by_path(gates) if searches else {})
+    self.output.epoch(row, gating.by_path(gates) if searches else {})
     bar.tell(report.epoch_line(row))
 
   def _steps(
@@ -235,13 +228,23 @@ class _Run:
       with self.profile.record(self.stage.name, steps, stage.text) as steps:
         started = time.perf_counter()
         self.state, metrics = stage.train(
-          self.state, inputs, steps=steps, told=bar.steps
+          self.state, inputs, steps=steps, told=bar.steps, stop=self.stop
         )
         position.add(metrics, time.perf_counter() - started)
       engine.check_finite(position.sums['loss'], self.stage, position.epoch + 1)
       ended = position.step == self.steps_per_epoch
-      if not ended and position.step % every == 0:  # else after the evaluation
-        self._save()
+      if not ended:  # else after the evaluation
+        if self.stop.agreed or position.step % every == 0:
+          self._save()
+        self._stop_if_asked()
+
+  def _stop_if_asked(self) -> None:
+    """Raises Stopped, once all is saved."""
+    if self.stop.agreed:
+      raise errors.Stopped(
+        f"stopped and saved in '{self.stage.name}', {self.position.told()}; the"
+        ' same command goes on from there'
+      )
 
   def _variables(self, gates) -> dict[str, Any]:
     params, batch_stats = self.state.result
@@ -254,7 +257,7 @@ class _Run:
     done = self.settings.stages[: self.position.stage + 1]
     params, batch_stats = self.state.result
     result = pruning.prune(
-      self.net,
+      self.network.net,
       params,
       self.state.logits,
       batch_stats,
@@ -263,42 +266,36 @@ class _Run:
       multiple=multiple,
       image_shape=self.settings.image_shape,
       evaluator=self.evaluate,
-      decided=self.write_architecture,
+      decided=self.output.architecture,
     )
-    self._set_network(result.keep)
+    self.network.cut(result.keep)
     self.position.keep = dict(result.keep)
     pruned, cut, self.position.compact_max_abs_diff = result.comparison
     self.position.top1.update(pruned=pruned, compact=cut)
-    tqdm.tqdm.write(
-      f'cut to {sum(map(len, self.walk.gates.values()))} of'
-      f' {sum(map(len, self.known.values()))} gated channels: validation'
-      f' {pruned:.2%} gated, {cut:.2%} cut'
-    )
-    return result.params, self._zeros(), result.batch_stats
+    report.tell_cut(self.network.kept, self.network.gates, pruned, cut)
+    return result.params, self.network.zeros(), result.batch_stats
 
   def _finish(self) -> dict[str, Any]:
     """The last evaluation, the only one on test; the model and the result."""
     gates = self.stage.gates(self.state.logits, max(self.stage.epochs - 1, 0))
     variables = self._variables(gates)
-    final = self.evaluate(self.net, variables, 'validation')
-    test = self.evaluate(self.net, variables, 'test')
+    final = self.evaluate(self.network.net, variables, 'validation')
+    test = self.evaluate(self.network.net, variables, 'test')
     pruned = bool(self.position.keep)
     if not pruned:
-      self.write_architecture(self.known)
-    folder.write_model(self.workdir, jax.device_get(variables))
+      self.output.architecture(self.network.known)
     count = partial(compact.count, image_shape=self.settings.image_shape)
     result = report.result(
       self.settings,
       self.position,
-      baseline=count(self.full),
-      learned=count(self.net) if pruned else None,
-      gates=sum(map(len, self.known.values())),
-      kept=sum(map(len, self.walk.gates.values())) if pruned else None,
+      baseline=count(self.network.full),
+      learned=count(self.network.net) if pruned else None,
+      gates=self.network.gates,
+      kept=self.network.kept if pruned else None,
       final=final,
       test=test,
     )
-    folder.write_json(self.workdir / 'result.json', result)
-    broken = self.source.broken_names()
-    if broken:
-      print(f'{len(broken)} images could not be decoded and were skipped')
+    self.output.end(variables, result)
+    self.source.broken.update(hosts.union(self.source.broken))
+    report.tell_broken(self.source.broken_names())
     return result

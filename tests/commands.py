@@ -1,7 +1,9 @@
 """Runs of the command line, for the tests that need them."""
 
 import json
+import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -33,6 +35,50 @@ def main(workdir, *flags, **kwargs):
     text=True,
     check=False,
   )
+
+
+class Processes:
+  """Commands that are one run, as processes on this machine."""
+
+  def __init__(self, *commands):
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      address = f'localhost:{free.getsockname()[1]}'
+    others = {
+      'JAX_COORDINATOR_ADDRESS': address,
+      'JAX_NUM_PROCESSES': str(len(commands)),
+      'PYTHONPATH': str(ROOT),
+      'PYTHONUNBUFFERED': '1',
+    }
+    self.all = [
+      subprocess.Popen(
+        one,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **others, 'JAX_PROCESS_ID': str(number)},
+      )
+      for number, one in enumerate(commands)
+    ]
+
+  def until(self, line):
+    """Waits for the first process to print such a line."""
+    seen = any(printed.startswith(line) for printed in self.all[0].stdout)
+    assert seen, (f'never printed {line!r}', self.ended())
+
+  def ended(self):
+    """Of each: (exit code, output that is left, what it told as an error)."""
+    told = []
+    for process in self.all:
+      try:
+        out, errors = process.communicate(timeout=120)
+      except subprocess.TimeoutExpired:
+        for other in self.all:
+          other.kill()
+        raise
+      told.append((process.returncode, out, errors))
+    return told
 
 
 def succeed(workdir, *flags, **kwargs):

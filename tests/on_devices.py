@@ -2,6 +2,7 @@
 
   python tests/on_devices.py DEVICES NETWORK FOLDER
 
+One of several processes where JAX_COORDINATOR_ADDRESS and its kin say so.
 Writes to FOLDER/told.json the losses of all steps, what was kept, and for each
 stage the collective operations of a step with their bytes. The schedule is a
 calm one: of a search that sharpens its gates, rounding alone makes another one
@@ -17,7 +18,7 @@ import sys
 import jax
 
 from configs import quickstart
-from dnal_jax import checkpoint, engine, settings, train
+from dnal_jax import checkpoint, engine, hosts, settings, train
 
 _COLLECTIVE = re.compile(
   r'= (\(?[^=\n]*?\)?) (all-reduce|all-gather|all-to-all|collective-permute'
@@ -66,6 +67,8 @@ def config(network):
 def main():
   devices, network, folder = sys.argv[1:]
   jax.config.update('jax_num_cpu_devices', int(devices))
+  alone = {'coordinator_address', 'num_processes', 'process_id'}
+  hosts.join('auto', **dict.fromkeys(alone))
   losses, moved = [], {}
   add, steps = checkpoint.Position.add, engine.CompiledStage.train
 
@@ -85,10 +88,11 @@ def main():
   values = config(network)
   workdir = pathlib.Path(folder)
   train.run(settings.parse(values), values, workdir)
-  kept = json.loads((workdir / 'architecture.json').read_text())['gates']
-  (workdir / 'told.json').write_text(
-    json.dumps({'losses': losses, 'kept': kept, 'moved': moved})
-  )
+  if hosts.first():
+    kept = json.loads((workdir / 'architecture.json').read_text())['gates']
+    (workdir / 'told.json').write_text(
+      json.dumps({'losses': losses, 'kept': kept, 'moved': moved})
+    )
 
 
 if __name__ == '__main__':

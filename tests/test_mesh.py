@@ -2,11 +2,9 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
 
-from commands import ROOT, fail
+from commands import Processes, fail
 import jax
 import numpy as np
 import pytest
@@ -14,29 +12,31 @@ import pytest
 from dnal_jax import compact, mesh, models, trees
 
 
-def told(devices, network, folder):
-  done = subprocess.run(
-    (sys.executable, 'tests/on_devices.py', str(devices), network, str(folder)),
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
+def told(network, folder, devices, processes=1):
+  command = (
+    *(sys.executable, 'tests/on_devices.py'),
+    *(str(devices), network, str(folder)),
   )
-  assert done.returncode == 0, done.stderr
+  for code, out, err in Processes(*[command] * processes).ended():
+    assert code == 0, (out, err)
   return json.loads((folder / 'told.json').read_text())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('network', ['vgg7_digits', 'mobilenet_v2_digits'])
 def test_eight_devices_do_what_one_does(network, tmp_path):
-  """Losses of 20 steps of each stage, across the cut, and the bytes that the
-  compiled step all-reduces."""
-  one, eight = (told(n, network, tmp_path / str(n)) for n in (1, 8))
+  """Of one process, and of two; losses of 20 steps of each stage, across the
+  cut, and the bytes that the compiled step all-reduces."""
+  one = told(network, tmp_path / '1', 1)
+  eight = told(network, tmp_path / '8', 8)
+  two_by_four = told(network, tmp_path / '2x4', 4, processes=2)
   assert len(one['losses']) == 60
-  np.testing.assert_allclose(eight['losses'][:5], one['losses'][:5], rtol=1e-5)
-  np.testing.assert_allclose(eight['losses'], one['losses'], rtol=1e-3)
-  assert eight['kept'] == one['kept']
+  for several in (eight, two_by_four):
+    a, b = several['losses'], one['losses']
+    np.testing.assert_allclose(a[:5], b[:5], rtol=1e-5)
+    np.testing.assert_allclose(a, b, rtol=1e-3)
+    assert several['kept'] == one['kept']
+  assert two_by_four['moved'] == eight['moved']
   assert not any(one['moved'].values())
   shapes = compact.walk(models.get(network).build(classes=10), (8, 8, 1)).shapes
   params, gates, head, moments = (

@@ -57,14 +57,17 @@ def streams(data: Data) -> bool:
 def open_source(
   data: Data, *, seed: int, batch_size: int, eval_batch_size: int
 ) -> Source:
-  """Opens a data set.
+  """Opens a data set, of which every host reads its share.
 
   Raises:
     UserError: it is unknown, missing, damaged or too small.
   """
-  source = (Streamed if streams(data) else Resident)(
-    data, seed=seed, batch_size=batch_size, eval_batch_size=eval_batch_size
-  )
+  sizes = {'batch_size': batch_size, 'eval_batch_size': eval_batch_size}
+  if streams(data):
+    host = jax.process_index(), jax.process_count()
+    source = Streamed(data, seed=seed, **sizes, host=host)
+  else:
+    source = Resident(data, seed=seed, **sizes)
   if batch_size > source.images:
     raise errors.UserError(
       f'batch_size is {batch_size}, but there are {source.images} images to'

@@ -1,0 +1,240 @@
+"""Processes that train as one: joining them, telling each other, stopping.
+
+Every process runs the same program over the devices of all (`mesh.py`); the
+first of them alone writes files and prints. JAX is the engine of it; here is
+when to start it, and how a run ends for all of them at the same step.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import signal
+import sys
+import threading
+from typing import Any, NoReturn
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from dnal_jax import errors, mesh
+
+# A process that has not been heard of for so long is taken for dead.
+_HEARTBEAT_SECONDS = 30
+_kept: list[Any] = []  # callbacks of C, which does not keep them alive
+# Messages of JAX's that blame this process or its program, not another host.
+_OURS = ('RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT', 'UNIMPLEMENTED')
+
+
+def join(
+  how: str,
+  *,
+  coordinator_address: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+) -> None:
+  """Makes this process one of several, before JAX is used for anything else.
+
+  `how` is 'auto', 'on' or 'off'. 'auto' does so if there are others: told by
+  the arguments, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID, by Slurm, by Open MPI, or by a Cloud TPU slice's list of
+  workers. 'on' leaves it to JAX to find them, and fails if it finds none.
+  Processes that are not the first print errors only.
+
+  Raises:
+    UserError: the arguments do not fit, or the others cannot be reached.
+  """
+  told = coordinator_address, num_processes, process_id
+  if how == 'off' or (how == 'auto' and told == (None,) * 3 and not found()):
+    if told != (None,) * 3:
+      raise errors.UserError(
+        '--distributed=off, but others are named by --coordinator_address,'
+        ' --num_processes or --process_id; drop one of the two'
+      )
+    return
+  coordinator_address = coordinator_address or os.environ.get(
+    'JAX_COORDINATOR_ADDRESS'
+  )
+  num_processes = _number('JAX_NUM_PROCESSES', num_processes)
+  process_id = _number('JAX_PROCESS_ID', process_id)
+  # Stopping is agreed on below, for one process and for many alike.
+  jax.config.update('jax_enable_preemption_service', False)
+  try:
+    jax.distributed.initialize(
+      coordinator_address,
+      num_processes,
+      process_id,
+      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+    )
+  except (ValueError, RuntimeError, IndexError) as error:
+    first_line = str(error).splitlines()[0]
+    raise errors.UserError(
+      f'cannot join the other processes ({first_line}); on each, name'
+      ' --coordinator_address=HOST:PORT (of the first), --num_processes and'
+      ' --process_id (0 for the first)'
+    ) from error
+  _tell_abort()
+  if not first():
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - as long as the process
+
+
+def found() -> bool:
+  """Whether the environment tells of other processes."""
+  several = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+  return (
+    'JAX_COORDINATOR_ADDRESS' in os.environ
+    or any(int(os.environ.get(name) or 1) > 1 for name in several)
+    or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
+  )
+
+
+def _number(name: str, told: int | None) -> int | None:
+  value = os.environ.get(name)
+  if told is not None or value is None:
+    return told
+  try:
+    return int(value)
+  except ValueError:
+    raise errors.UserError(
+      f"{name} is '{value}'; it must be a number"
+    ) from None
+
+
+def first() -> bool:
+  """Whether this process writes and prints."""
+  return jax.process_index() == 0
+
+
+def everyone(value: Any) -> list[Any]:
+  """The (JSON) values of all processes, in their order; waits for them."""
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array(len(text)))
+  padded = np.zeros(max(sizes), np.uint8)
+  padded[: len(text)] = text
+  texts = multihost_utils.process_allgather(padded)
+  return [
+    json.loads(bytes(text[:size]))
+    for text, size in zip(texts, sizes, strict=True)
+  ]
+
+
+def union(found: dict[str, list[int]]) -> dict[str, list[int]]:
+  """What any process has found, by the same keys; ascending."""
+  of_each = everyone(found)
+  return {
+    key: sorted({number for of_one in of_each for number in of_one[key]})
+    for key in found
+  }
+
+
+def check_seen(path: pathlib.Path) -> None:
+  """Waits for the first process, which has made it.
+
+  Raises:
+    UserError: another process does not see what the first one has made.
+  """
+  everyone(None)
+  seen = everyone(path.exists())
+  if not all(seen):
+    blind = ', '.join(str(i) for i, sees in enumerate(seen) if not sees)
+    raise errors.UserError(
+      f"'{path}', written by process 0, is not seen by process {blind}; name a"
+      ' --workdir that all hosts share'
+    )
+
+
+class Stop:
+  """Whether someone asks the run to stop: SIGTERM or SIGINT, to any process.
+
+  While it is entered, the first such signal asks; a second leaves at once.
+  """
+
+  def __init__(self) -> None:
+    self._asked = False  # here
+    self.agreed = False  # by all, after the same step
+
+  def __enter__(self) -> 'Stop':
+    self._before: dict[int, Any] = {}
+    # Elsewhere Python has no say over signals.
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._before[number] = signal.signal(number, self._ask)
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _ask(self, number: int, frame: Any) -> None:
+    del frame
+    if self._asked:
+      signal.signal(number, signal.SIG_DFL)
+      os.kill(os.getpid(), number)
+    self._asked = True
+    sys.stderr.write(
+      f'{signal.Signals(number).name}: stopping after this step, and saving;'
+      ' once more leaves at once\n'
+    )
+
+  def ask(self) -> jax.typing.ArrayLike:
+    """Whether any process was asked by now, to be handed to `agree` later: the
+    answer comes with the devices' other work, and nothing waits for it. All
+    processes must ask as often, between the same calls."""
+    return mesh.any_of_hosts(self._asked)
+
+  def agree(self, answer: jax.typing.ArrayLike) -> None:
+    """Takes in an answer, which all processes have alike."""
+    self.agreed = self.agreed or bool(answer)
+
+
+@contextlib.contextmanager
+def losing_none() -> Iterator[None]:
+  """Tells in one message that another process was lost.
+
+  Raises:
+    Stopped: instead of JAX's error.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    told = str(error).splitlines()[0]
+    if jax.process_count() == 1 or told.startswith(_OURS):
+      raise
+    raise errors.Stopped(f'{_lost()} ({told})') from error
+
+
+def _lost() -> str:
+  return (
+    f'process {jax.process_index()} lost another one; see what that one'
+    ' printed. The same command on all hosts goes on from the last checkpoint'
+  )
+
+
+def _tell_abort() -> None:
+  """Has this process end with a message and code 75 where JAX's runtime aborts
+  it: that is what it does in a process that waits for one that died."""
+
+  def leave_now(number: int) -> None:
+    del number
+    os.write(2, f'{told}\n'.encode())
+    os._exit(errors.AGAIN)
+
+  told = _lost()
+  # A handler of Python's own would never run: it waits for the interpreter's
+  # next instruction, and the abort for nothing.
+  _kept.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(leave_now))
+  ctypes.CDLL(None).signal(int(signal.SIGABRT), _kept[-1])
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process without waiting for others, which may never come."""
+  if jax.distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
