@@ -39,7 +39,7 @@ class Launch:
     state.mkdir(exist_ok=True)
     self.env = {
       **{key: os.environ[key] for key in KEPT if key in os.environ},
-      'PATH': f'{STAND_INS}:{os.environ["PATH"]}',
+      'PATH': f'{STAND_INS}/here:{os.environ["PATH"]}',
       'HOME': str(state),
       'JAX_PLATFORMS': 'cpu',
       'STAND_IN': str(state),
@@ -88,6 +88,6 @@ def until(found, seconds=60):
 
 
 def script(path, *lines):
-  """What starts do instead of training, in turn: tests/stand_ins/vm/python."""
+  """What starts do instead of training, in turn: tests/stand_ins/worker/python."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text('\n'.join(map(str, lines)) + '\n')

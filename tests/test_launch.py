@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 QUICK = {'CONFIG': 'configs/quickstart.py'}
-TRAINER = str(STAND_INS / 'vm/python')
+TRAINER = str(STAND_INS / 'worker/python')
 
 
 # Slurm.
@@ -101,14 +101,33 @@ def test_slurm_process_takes_all_gpus_of_its_node(slurm):
 
 @pytest.mark.slow
 def test_slurm_two_tasks_train_to_the_end(slurm, tmp_path):
-  with socket.socket() as probe:  # JAX derives its port from the job's number
-    for job in range(1000, 5000):
-      if probe.connect_ex(('localhost', 61440 + job % 4096)):
-        break
-  done = slurm.run('--', *SHORT, SLURM_JOB_ID=str(job))
+  """Signalled once, as before the time limit; Slurm then starts them again."""
+  slurm.env.update(PYTHON=TRAINER, SLURM_JOB_ID=job_of_a_free_port())
+  rows = tmp_path / 'run/metrics.jsonl'
+  process = slurm.start('--', *SHORT)
+  until(lambda: rows.exists() and rows.read_text(), seconds=300)
+  for i in range(2):
+    os.kill(int((slurm.state / f'pid{i}').read_text()), signal.SIGTERM)
+  _, err = process.communicate()
+  assert process.returncode == 75, err
+  assert slurm.calls()[1:] == [f'scontrol requeue {slurm.env["SLURM_JOB_ID"]}']
+  done = slurm.run('--', *SHORT, SLURM_RESTART_COUNT='1')
   assert done.returncode == 0, done.stderr
-  assert set(result(tmp_path / 'run')) == KEYS
+  assert done.stdout.count('going on with') == 1
   assert done.stdout.count('reference macs') == 1
+  assert set(result(tmp_path / 'run')) == KEYS
+
+
+def job_of_a_free_port():
+  """JAX derives the port of its coordinator from the number of the job."""
+  for job in range(1000, 5000):
+    with socket.socket() as probe:
+      try:
+        probe.bind(('', 61440 + job % 4096))
+      except OSError:
+        continue
+    return str(job)
+  raise AssertionError('no port is free')
 
 
 # Sweeps.

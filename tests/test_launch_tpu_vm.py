@@ -6,7 +6,7 @@ import shlex
 import shutil
 import signal
 
-from commands import KEYS, ROOT, SHORT, result
+from commands import KEYS, ROOT, SHORT, metrics, result
 from launching import Launch, checkout, script, until
 import pytest
 
@@ -207,14 +207,22 @@ def test_delete_that_never_works_is_told(tpu):
 
 @pytest.mark.slow
 def test_two_workers_train_to_the_end(tpu, tmp_path):
-  """As one run of two processes, from the commit that was sent there."""
-  done = tpu.run('--', *SHORT)
-  assert done.returncode == 0, done.stderr
+  """As one run of two processes, from the commit that was sent there; and
+  again, on the same machine, after one of them was told to stop."""
+  process = tpu.start('--', *SHORT)
+  rows = tpu.state / 'bucket/runs/my-tpu/metrics.jsonl'
+  until(lambda: rows.exists() and rows.read_text(), seconds=300)
+  os.kill(int((tpu.state / 'vm1/pid').read_text()), signal.SIGTERM)
+  out, err = process.communicate()
+  assert process.returncode == 0, err
+  assert verbs(tpu)[3:] == ['ssh', 'ssh', 'ssh', 'scp', 'delete']
+  assert 'the run was stopped before its end and goes on' in err
+  assert out.count('going on with') == 1  # worker 0 alone prints
+  assert out.count('reference macs') == 1
   fetched = tmp_path / 'fetched/my-tpu'
   assert set(result(fetched)) == KEYS
-  assert done.stdout.count('reference macs') == 1  # worker 0 alone prints
-  told = json.loads((fetched / 'config.json').read_text())
-  assert told['git'] is not None
+  assert len(metrics(fetched)) == 4
+  assert json.loads((fetched / 'config.json').read_text())['git'] is not None
   installed = (tpu.state / 'installed').read_text()
   assert installed.count('jax[tpu]') == 2
   assert installed.count('my-bucket bucket') == 2
