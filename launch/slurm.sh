@@ -55,7 +55,9 @@ if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then
   export JAX_LOCAL_DEVICE_IDS
 fi
 # srun does not take this over from sbatch by itself.
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+fi
 
 # A node that ends early must not have the others killed before they have saved.
 srun --kill-on-bad-exit=0 "$PYTHON" -u -m dnal_jax.main --config="$CONFIG" \

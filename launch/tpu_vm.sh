@@ -10,9 +10,9 @@
 #
 # Several workers need a folder that all of them see: with BUCKET, they mount
 # that Cloud Storage bucket (by gcsfuse) and WORKDIR lies in it. Checkpoints are
-# written beside their place and moved there, which a bucket can do only if it
-# was made with --enable-hierarchical-namespace and
-# --uniform-bucket-level-access; the TPU's service account needs the role
+# folders that are written beside their place and moved there, so the bucket
+# must have been made with --enable-hierarchical-namespace (and
+# --uniform-bucket-level-access); the TPU's service account needs the role
 # storage.objectUser on it. A run in a bucket goes on where it stopped when the
 # same command is given again. One worker (such as ACCELERATOR=v5litepod-4) does
 # without: WORKDIR is then in its home folder, and gone with it, but fetched.
@@ -33,7 +33,7 @@ RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}  # the image for that accelerator
 SPOT=${SPOT:-0}                          # 1: cheaper, taken back at any time
 BUCKET=${BUCKET:-}                       # without gs://
 WORKDIR=${WORKDIR:-runs/$NAME}           # in BUCKET, or the home folder
-DATA=${DATA:-}                           # TFDS_DATA_DIR on the workers
+DATA=${DATA:-}                           # TFDS_DATA_DIR, from ~/dnal_jax
 FETCH_TO=${FETCH_TO:-runs}               # folder here for the run folder
 RETRIES=${RETRIES:-2}                    # after exit code 75, on the same TPU
 PAUSES=${PAUSES:-0 30 90}                # seconds before each try to delete

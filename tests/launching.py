@@ -88,6 +88,6 @@ def until(found, seconds=60):
 
 
 def script(path, *lines):
-  """What starts do instead of training, in turn: tests/stand_ins/worker/python."""
+  """What starts do instead of training, in turn (stand_ins/worker/python)."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text('\n'.join(map(str, lines)) + '\n')
