@@ -58,9 +58,9 @@ def test_gke_manifest_fits_the_slice_and_the_command_line(gke):
     'values': [2],
   }
   assert spec['failurePolicy']['maxRestarts'] > 0
-  assert spec['failurePolicy']['rules'] == [
-    {'action': 'FailJobSet', 'onJobFailureReasons': ['PodFailurePolicy']}
-  ]
+  (rule,) = spec['failurePolicy']['rules']
+  assert rule['action'] == 'FailJobSet'
+  assert rule['onJobFailureReasons'] == ['PodFailurePolicy']
   # The run's folder is on the volume, which is the bucket.
   (mount,), (volume,) = container['volumeMounts'], pod['volumes']
   assert mount['name'] == volume['name']

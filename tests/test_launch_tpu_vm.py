@@ -185,6 +185,19 @@ def test_ctrl_c_while_the_machine_is_created(tpu):
   assert not (tpu.state / 'machine').exists()
 
 
+def test_ctrl_c_twice_does_not_spare_the_machine(tpu):
+  plays(tpu, ['sleep'], ['sleep'])
+  process = tpu.start(STAND_IN_FAIL='slow_delete')
+  until((tpu.state / 'vm1/script.asleep').exists)
+  os.killpg(process.pid, signal.SIGINT)
+  until((tpu.state / 'deleting').exists)
+  os.killpg(process.pid, signal.SIGINT)
+  process.wait(timeout=60)
+  assert not (tpu.state / 'machine').exists()
+  process.communicate()
+  assert process.returncode == 130
+
+
 def test_delete_is_tried_again(tpu):
   plays(tpu, [3], [3])
   done = tpu.run(STAND_IN_FAIL='delete_once')
