@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCRIPTS := $(wildcard .ci/* benchmarks/*.sh launch/*.sh tests/stand_ins/*/*)
 
-.PHONY: demo test check clean
+.PHONY: demo test check notebooks clean
 
 demo: .venv/installed
 	$(BIN)/python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
@@ -18,6 +18,10 @@ check: .venv/dev
 	$(BIN)/basedpyright
 	$(BIN)/shellcheck $(SCRIPTS)
 	$(BIN)/python -m pytest --numprocesses=0 tests/test_imports.py
+
+# Executes the notebooks and keeps their outputs.
+notebooks: .venv/dev
+	$(BIN)/python notebooks/execute.py
 
 clean:
 	rm -rf .venv runs

@@ -25,6 +25,7 @@ def new(network: str, data: Mapping[str, Any]) -> ConfigDict:
       'checkpoint_steps': placeholder(int),  # none: after each epoch only
       'profile': placeholder(int),  # none; steps of each stage to trace
       'compute_dtype': 'float32',  # or 'bfloat16'; parameters stay float32
+      'accumulate': 1,  # parts of a batch, where the whole does not fit
       'label_smoothing': 0.0,
       'ema': 0.0,  # decay of an average of the weights, which is handed on
       'nesterov': False,

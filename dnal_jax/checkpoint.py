@@ -4,14 +4,20 @@ The position (JSON) is read first; it tells which channels the arrays have, so
 that they are restored into the shapes of that network and no others.
 """
 
+from collections.abc import Callable
 import dataclasses
+import hashlib
+import json
 import pathlib
+import time
 from typing import Any
+import zlib
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from dnal_jax import errors
+from dnal_jax import errors, hosts
 
 
 @dataclasses.dataclass
@@ -31,7 +37,9 @@ class Position:
   )
   compact_max_abs_diff: float | None = None
   images: int = 0  # to train on
-  broken: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+  # Of each process: by split, the records that it has found to be broken. One
+  # may fail in some crops only, so another's knowledge would change a batch.
+  broken: list[dict[str, list[int]]] = dataclasses.field(default_factory=list)
 
   @property
   def epochs_done(self) -> int:
@@ -77,6 +85,15 @@ class Position:
         f' now it has {images}; bring it back, or choose another --workdir'
       )
 
+  def broken_for(self, process: int, processes: int) -> dict[str, list[int]]:
+    """What that process knew; of another number of them, what any knew."""
+    if len(self.broken) == processes:
+      return self.broken[process]
+    return {
+      split: sorted({n for found in self.broken for n in found[split]})
+      for split in (self.broken[0] if self.broken else ())
+    }
+
   def record(
     self, loss: float, seconds: float, point: str | None, top1: float
   ) -> None:
@@ -97,8 +114,16 @@ class Position:
     return cls(**{**value, 'keep': keep})
 
 
+class Damaged(Exception):
+  """A checkpoint is not what was saved."""
+
+
 class Checkpoints:
-  """The newest two checkpoints in a folder, numbered in order of the run."""
+  """The newest two checkpoints in a folder, numbered in order of the run.
+
+  Beside the arrays stands what they were: paths, shapes, dtypes and CRC-32 of
+  the bytes, and a digest of that and of the position.
+  """
 
   def __init__(self, directory: pathlib.Path):
     self._directory = directory
@@ -113,44 +138,88 @@ class Checkpoints:
 
   def save(self, number: int, state: Any, position: Position) -> None:
     """Starts saving; a half-written checkpoint is never taken for one."""
+    tree = _tree(state)
+    told = {
+      'position': dataclasses.asdict(position),
+      'leaves': {key: _told(leaf) for key, leaf in tree.items()},
+    }
     self._manager.save(
       number,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_tree(state)),
-        position=ocp.args.JsonSave(dataclasses.asdict(position)),
+        state=ocp.args.StandardSave(tree),
+        position=ocp.args.JsonSave({**told, 'digest': _digest(told)}),
       ),
     )
 
-  def latest(self) -> tuple[int, Position] | None:
-    """Number and position of the newest checkpoint, if there is one."""
-    number = self._manager.latest_step()
-    if number is None:
-      return None
-    restored = self._manager.restore(
-      number, args=ocp.args.Composite(position=ocp.args.JsonRestore())
-    )
-    return number, Position.from_json(restored['position'])
+  def newest(
+    self, like: Callable[[Position], Any]
+  ) -> tuple[Position, Any] | None:
+    """Position and state of the newest checkpoint that is whole; None if there
+    is no checkpoint. `like` gives the structure and shapes of the state.
 
-  def restore(self, number: int, like: Any) -> Any:
-    """The state of a checkpoint; `like` gives its structure and shapes.
+    Damaged ones are named and put aside, into `damaged`.
 
     Raises:
-      UserError: what is stored has other paths, shapes or dtypes.
+      UserError: there are checkpoints, and all are damaged.
     """
-    want = _tree(like)
-    stored = self._manager.item_metadata(number)['state']
-    differing = _differing(_signature(stored), _signature(want))
-    if differing:
-      raise errors.UserError(
-        f"checkpoint '{self._directory / str(number)}' does not fit the"
-        f' network: {differing}; it was written by another version, or is'
-        ' damaged'
-      )
-    restored = self._manager.restore(
-      number, args=ocp.args.Composite(state=ocp.args.StandardRestore(want))
+    found = sorted(self._manager.all_steps(), reverse=True)
+    reasons = []
+    for number in found:
+      whole, reason = None, ''
+      try:
+        whole = self._read(number, like)
+      except Exception as error:  # whatever a damaged file makes readers raise
+        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+      # All processes take the same.
+      reason = next(filter(None, hosts.everyone(reason)), '')
+      if whole is not None and not reason:
+        for damaged in found[: len(reasons)]:
+          self._put_aside(damaged)
+        if reasons:
+          self._manager.reload()
+        return whole
+      reasons.append(f"'{self._directory / str(number)}' ({reason})")
+      print(f'damaged, trying the checkpoint before: {reasons[-1]}')
+    if not reasons:
+      return None
+    raise errors.UserError(
+      f'no checkpoint can be read: {"; ".join(reasons)}. Bring back a copy, or'
+      ' start again in another --workdir'
     )
-    leaves = [restored['state'][key] for key in want]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+  def _read(
+    self, number: int, like: Callable[[Position], Any]
+  ) -> tuple[Position, Any]:
+    """Raises Damaged, or what the readers raise, unless all is as saved."""
+    told = self._manager.restore(
+      number, args=ocp.args.Composite(position=ocp.args.JsonRestore())
+    )['position']
+    digest = told.pop('digest')
+    if digest != _digest(told):
+      raise Damaged('position is not as it was saved')
+    position = Position.from_json(told['position'])
+    wanted = like(position)
+    tree = _tree(wanted)
+    differing = _differing(told['leaves'], tree)
+    if differing:
+      raise Damaged(f'{differing}; it was written by another version')
+    restored = self._manager.restore(
+      number, args=ocp.args.Composite(state=ocp.args.StandardRestore(tree))
+    )['state']
+    for key, leaf in restored.items():
+      if _told(leaf) != told['leaves'][key]:
+        raise Damaged(f'state{key} is not as it was saved')
+    leaves = [restored[key] for key in tree]
+    return position, jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+
+  def _put_aside(self, number: int) -> None:
+    """Out of the way of the checkpoint that will have this number."""
+    if not hosts.first():
+      return
+    aside = self._directory.with_name('damaged')
+    aside.mkdir(exist_ok=True)
+    place = aside / f'{number}-{time.time_ns()}'
+    (self._directory / str(number)).rename(place)
 
   def close(self) -> None:
     """Waits for what is being saved."""
@@ -164,13 +233,21 @@ def _tree(state: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _signature(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-  return {k: (tuple(a.shape), str(a.dtype)) for k, a in tree.items()}
+def _told(leaf: jax.Array) -> list[Any]:
+  """[shape, dtype, CRC-32] as JSON has them."""
+  values = np.asarray(jax.device_get(leaf))
+  return [list(values.shape), str(values.dtype), zlib.crc32(values.tobytes())]
+
+
+def _digest(told: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _differing(have: dict[str, Any], want: dict[str, Any]) -> str:
-  """The first leaf that differs, in words; '' if none does."""
-  for key in sorted(have.keys() | want.keys()):
-    if have.get(key) != want.get(key):
-      return f'{key} is stored as {have.get(key)}, wanted {want.get(key)}'
+  """The first leaf that differs in shape or dtype, in words; '' if none."""
+  shapes = {k: [list(a.shape), str(a.dtype)] for k, a in want.items()}
+  stored = {k: told[:2] for k, told in have.items()}
+  for key in sorted(stored.keys() | shapes.keys()):
+    if stored.get(key) != shapes.get(key):
+      return f'{key} is stored as {stored.get(key)}, wanted {shapes.get(key)}'
   return ''

@@ -76,7 +76,7 @@ class Walk:
     return self.sites['head/logits'].closed
 
 
-def walk(net: nn.Module, image_shape: tuple[int, int, int]) -> Walk:
+def walk(net: Any, image_shape: tuple[int, int, int]) -> Walk:
   """Runs `net` on shapes alone; `image_shape` is (height, width, channels)."""
   found = Walk({}, {}, {})
 

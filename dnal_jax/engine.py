@@ -38,6 +38,7 @@ class CompiledStage:
     *,
     dtype: str,  # in which the network computes
     first_step: int,  # of the stage, in the run
+    accumulate: int = 1,  # parts of a batch, one after the other
   ):
     """Every batch is a function of the seed and the run's step alone, so the
     state is all that a checkpoint must hold."""
@@ -50,6 +51,7 @@ class CompiledStage:
         net=net,
         stage=stage,
         steps_per_epoch=source.steps_per_epoch,
+        accumulate=accumulate,
       )
       return mesh.whole(done)
 

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -25,8 +26,12 @@ from dnal_jax import errors, mesh
 # A process that has not been heard of for so long is taken for dead.
 _HEARTBEAT_SECONDS = 30
 _kept: list[Any] = []  # callbacks of C, which does not keep them alive
-# Messages of JAX's that blame this process or its program, not another host.
-_OURS = ('RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT', 'UNIMPLEMENTED')
+# What errors say that come of another process's death; JAX has no type for it.
+_OF_LOSS = re.compile(
+  r'gloo|nccl|connection (closed|reset|refused)|unavailable|deadline_exceeded'
+  r'|aborted|coordination service|heartbeat',
+  re.IGNORECASE,
+)
 
 
 def join(
@@ -123,15 +128,6 @@ def everyone(value: Any) -> list[Any]:
   ]
 
 
-def union(found: dict[str, list[int]]) -> dict[str, list[int]]:
-  """What any process has found, by the same keys; ascending."""
-  of_each = everyone(found)
-  return {
-    key: sorted({number for of_one in of_each for number in of_one[key]})
-    for key in found
-  }
-
-
 def check_seen(path: pathlib.Path) -> None:
   """Waits for the first process, which has made it.
 
@@ -197,14 +193,16 @@ def losing_none() -> Iterator[None]:
   """Tells in one message that another process was lost.
 
   Raises:
-    Stopped: instead of JAX's error.
+    Stopped: instead of the error that came of it.
   """
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
-    told = str(error).splitlines()[0]
-    if jax.process_count() == 1 or told.startswith(_OURS):
+  except (errors.UserError, errors.Stopped):
+    raise
+  except Exception as error:
+    if jax.process_count() == 1 or not _OF_LOSS.search(str(error)):
       raise
+    told = str(error).splitlines()[0]
     raise errors.Stopped(f'{_lost()} ({told})') from error
 
 

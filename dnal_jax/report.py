@@ -166,8 +166,9 @@ def tell_cut(kept: int, gates: int, gated: float, cut: float) -> None:
   )
 
 
-def tell_broken(names: list[str]) -> None:
-  """Prints how many images were left out, if any were."""
+def tell_broken(of_each: list[list[str]]) -> None:
+  """Prints how many images any process has left out, if one has."""
+  names = {name for names in of_each for name in names}
   if names:
     print(f'{len(names)} images could not be decoded and were skipped')
 

@@ -20,7 +20,7 @@ _SHARED = ('penalty', 'label_smoothing', 'ema', 'nesterov')
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A name of `models.NETWORKS` and the width multiplier."""
+  """A name that `models.get` knows, and the width multiplier."""
 
   name: str
   width: float = 1.0
@@ -38,6 +38,7 @@ class Settings:
   stages: tuple[stages.Stage, ...]
   tensorboard: bool = True  # events for TensorBoard, where clu is installed
   compute_dtype: Literal['float32', 'bfloat16'] = 'float32'  # in training
+  accumulate: int = 1  # parts of a batch that are worked off one by one
   checkpoint_steps: int | None = None  # besides after every epoch
   profile: int | None = None  # steps of each stage to trace
 
@@ -123,11 +124,17 @@ def _check(settings: Settings) -> None:
     ('data.classes', images.classes),
     ('data.train_limit', images.train_limit),
     ('network.width', settings.network.width),
+    ('accumulate', settings.accumulate),
     ('checkpoint_steps', settings.checkpoint_steps),
     ('profile', settings.profile),
   ):
     if value is not None and value <= 0:
       raise errors.UserError(f'{key} is {value}; it must be positive')
+  if settings.batch_size % settings.accumulate:
+    raise errors.UserError(
+      f'batch_size is {settings.batch_size}, which accumulate,'
+      f' {settings.accumulate}, does not divide; make it a multiple'
+    )
   _check_images(images)
   if not 0 <= settings.seed < 2**32:
     raise errors.UserError(f'seed is {settings.seed}; it must fit 32 bits')

@@ -5,6 +5,7 @@ stage trains and by nothing else, so a search step has no gradients of
 convolution weights in it.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -67,8 +68,14 @@ def train_step(
   net: Any,
   stage: Stage,
   steps_per_epoch: int,
+  accumulate: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of any stage: loss = cross-entropy + lambda * penalty.
+
+  With `accumulate` N the batch is worked off in N parts, one after the other,
+  which takes 1/N of the memory for feature maps: gradients and the updates of
+  BatchNorm's averages are means over the parts (ours). Each part is normalised
+  by its own moments.
 
   The images' dtype is the one computed in; parameters, statistics and the loss
   are float32. Metrics 'loss' (the cross-entropy alone) and 'correct' are sums
@@ -79,7 +86,7 @@ def train_step(
   tx = stage.optimizer(_flat(state.params, state.logits), steps_per_epoch)
   trained, frozen = _split(stage, state.params, state.logits)
 
-  def loss_fn(trained: dict[str, Any]):
+  def loss_fn(trained: dict[str, Any], batch: Batch):
     tree = trees.unflatten({**trained, **frozen})
     logits = tree.get('gates', {})
     gates = stage.gates(logits, state.step // steps_per_epoch)
@@ -103,7 +110,11 @@ def train_step(
     total = losses.mean() + stage.penalty * gate_sum
     return total, (updated['batch_stats'], metrics)
 
-  grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(trained)
+  gradients = partial(jax.grad(loss_fn, has_aux=True), trained)
+  if accumulate == 1:
+    grads, (batch_stats, metrics) = gradients(batch)
+  else:
+    grads, batch_stats, metrics = _in_parts(gradients, batch, accumulate)
   updates, opt_state = tx.update(grads, state.opt_state, trained)
   after: Any = optax.apply_updates(trained, updates)
   tree = trees.unflatten({**frozen, **after})
@@ -145,6 +156,31 @@ def cross_entropy(
     return losses
   evenly = -jax.nn.log_softmax(scores).mean(-1)
   return (1 - smoothing) * losses + smoothing * evenly
+
+
+def _in_parts(gradients, batch: Batch, parts: int) -> tuple[Any, Any, Any]:
+  """Means of gradients and statistics, and metrics, over parts of the batch."""
+  # A part is every n-th row: of the rows that a device has, as many as of any
+  # other's, so that none has to travel.
+  batches = jax.tree.map(
+    lambda a: jnp.moveaxis(a.reshape(-1, parts, *a.shape[1:]), 1, 0), batch
+  )
+
+  def one(sums, part):
+    grads, (batch_stats, metrics) = gradients(part)
+    return jax.tree.map(jnp.add, sums, (grads, batch_stats)), metrics
+
+  grads, (batch_stats, _) = jax.eval_shape(
+    gradients, jax.tree.map(lambda a: a[0], batches)
+  )
+  zeros = jax.tree.map(
+    lambda a: jnp.zeros(a.shape, a.dtype), (grads, batch_stats)
+  )
+  sums, of_parts = jax.lax.scan(one, zeros, batches)
+  metrics = jax.tree.map(lambda a: a[-1], of_parts)  # gates: the same in all
+  for key in ('loss', 'correct'):
+    metrics[key] = of_parts[key].sum()
+  return *jax.tree.map(lambda a: a / parts, sums), metrics
 
 
 def _averaged(average, latest, decay: float, step: jax.Array):

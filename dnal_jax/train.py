@@ -54,8 +54,9 @@ def run(
     hosts.Stop() as stop,
     jax.set_mesh(mesh.of_devices()),
   ):
-    for key in ('batch_size', 'eval_batch_size'):
-      mesh.check_shares(key, getattr(settings, key))
+    part = settings.batch_size // settings.accumulate
+    mesh.check_shares('batch_size / accumulate', part)
+    mesh.check_shares('eval_batch_size', settings.eval_batch_size)
     source = sources.open_source(  # before anything is written
       settings.data,
       seed=settings.seed,
@@ -107,28 +108,32 @@ class _Run:
     return self.settings.stages[self.position.stage]
 
   def _resume_or_start(self) -> None:
-    latest = self.checkpoints.latest()
-    if latest is None:
-      self.position = checkpoint.Position(images=self.source.images)
+    found = self.checkpoints.newest(self._shapes_at)
+    if found is None:
+      self._at(checkpoint.Position(images=self.source.images))
       image = jnp.zeros((1, *self.settings.image_shape))
       key = jax.random.key(self.settings.seed)
       start = mesh.jit_whole(self.network.net.init)(key, image)
       zeros = self.network.zeros()
       self._begin(start['params'], zeros, start['batch_stats'])
       return
-    number, self.position = latest
-    self.position.check(self.settings.data.title, self.source.images)
-    self.source.broken.update(self.position.broken)
-    self.network.cut(self.position.keep)
+    position, self.state = found
+    self._at(position)
+    position.check(self.settings.data.title, self.source.images)
+    broken = position.broken_for(jax.process_index(), jax.process_count())
+    self.source.broken.update(broken)
+    print(f"going on with '{self.stage.name}', {position.told()}")
+
+  def _at(self, position: checkpoint.Position) -> None:
+    self.position = position
+    self.network.cut(position.keep)
+
+  def _shapes_at(self, position: checkpoint.Position) -> step.State:
+    """Shapes and places of the state that is saved there."""
+    self._at(position)
     shapes = self.network.walk.shapes
-    like = jax.eval_shape(
-      self._initial_state,
-      shapes['params'],
-      shapes.get('gates', {}),
-      shapes['batch_stats'],
-    )
-    self.state = self.checkpoints.restore(number, mesh.like(like))
-    print(f"going on with '{self.stage.name}', {self.position.told()}")
+    parts = shapes['params'], shapes.get('gates', {}), shapes['batch_stats']
+    return mesh.like(jax.eval_shape(self._initial_state, *parts))
 
   def _initial_state(self, params, logits, batch_stats) -> step.State:
     return step.begin(
@@ -158,7 +163,7 @@ class _Run:
     return self.position.epochs_done * self.steps_per_epoch + self.position.step
 
   def _save(self) -> None:
-    self.position.broken = hosts.union(self.source.broken)
+    self.position.broken = hosts.everyone(self.source.broken)
     # A stage's entry and each of its steps have a number of their own.
     number = self._steps_done() + self.position.stage
     self.checkpoints.save(number, self.state, self.position)
@@ -174,6 +179,7 @@ class _Run:
       self.source,
       dtype=self.settings.compute_dtype,
       first_step=done - done_of_stage,
+      accumulate=self.settings.accumulate,
     )
     bar = report.StageBar(
       self.stage.epochs * self.steps_per_epoch,
@@ -296,6 +302,5 @@ class _Run:
       test=test,
     )
     self.output.end(variables, result)
-    self.source.broken.update(hosts.union(self.source.broken))
-    report.tell_broken(self.source.broken_names())
+    report.tell_broken(hosts.everyone(self.source.broken_names()))
     return result

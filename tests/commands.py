@@ -72,7 +72,7 @@ class Processes:
     told = []
     for process in self.all:
       try:
-        out, errors = process.communicate(timeout=120)
+        out, errors = process.communicate(timeout=300)
       except subprocess.TimeoutExpired:
         for other in self.all:
           other.kill()

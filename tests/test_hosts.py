@@ -75,8 +75,11 @@ def test_two_processes_begin_and_one_goes_on(tmp_path):
   assert 'lost another one' in err
   before = metrics(workdir)
   assert 'going on with' in succeed(workdir, *STAGES)
-  assert metrics(workdir)[: len(before)] == before
-  assert len(metrics(workdir)) == 7
+  rows = metrics(workdir)
+  assert len(rows) == 7
+  assert [r['loss'] for r in rows[: len(before)]] == pytest.approx(
+    [r['loss'] for r in before], rel=1e-3
+  )
   got = result(workdir)
   assert got['top1']['pruned'] == got['top1']['compact']
   assert got['learned']['macs'] < got['baseline']['macs']
@@ -137,4 +140,3 @@ def test_what_tells_of_others(environment, several, monkeypatch):
 def test_one_process_is_everyone():
   assert hosts.first()
   assert hosts.everyone({'a': [1]}) == [{'a': [1]}]
-  assert hosts.union({'train': [3, 1]}) == {'train': [1, 3]}

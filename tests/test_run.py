@@ -78,23 +78,26 @@ def _leaves(tree):
     yield from _leaves(value) if isinstance(value, dict) else (value,)
 
 
-def start_and_kill_at(workdir, line):
-  """Runs until `line` is printed, then SIGKILLs the whole process group."""
+def start_and_signal_at(workdir, line, *signals):
+  """Runs until `line` is printed, then signals the whole process group; the
+  exit code, and what was told as an error."""
   process = subprocess.Popen(
     command(workdir),
     cwd=ROOT,
     stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
     text=True,
     env={**os.environ, 'PYTHONUNBUFFERED': '1'},
     start_new_session=True,
   )
   assert process.stdout is not None
-  with process.stdout:
-    seen = any(printed.startswith(line) for printed in process.stdout)
+  seen = any(printed.startswith(line) for printed in process.stdout)
   if process.poll() is None:
-    os.killpg(process.pid, signal.SIGKILL)
+    for number in signals:
+      os.killpg(process.pid, number)
+  _, told = process.communicate()
   assert seen, f'never printed {line!r}'
-  assert process.wait() == -signal.SIGKILL
+  return process.returncode, told
 
 
 @pytest.mark.slow
@@ -110,13 +113,47 @@ def test_killed_runs_end_as_if_undisturbed(demo, tmp_path):
     'finetune 1/',
     'finetune 9/',
   ):
-    start_and_kill_at(killed, line)
+    code, _ = start_and_signal_at(killed, line, signal.SIGKILL)
+    assert code == -signal.SIGKILL
   assert 'going on with' in succeed(killed)
-  undisturbed, _ = demo
-  assert result(killed) == result(undisturbed)
-  assert metrics(killed) == metrics(undisturbed)
+  assert_same(killed, demo[0])
+
+
+def assert_same(a, b):
+  """To the last digit, times apart."""
+  assert result(a) == result(b)
+  assert metrics(a) == metrics(b)
   for file in ('architecture.json', 'model/variables.safetensors'):
-    assert (killed / file).read_bytes() == (undisturbed / file).read_bytes()
+    assert (a / file).read_bytes() == (b / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('demo')
+def test_stopped_runs_save_and_go_on_as_if_undisturbed(demo, tmp_path):
+  """By a signal in each stage, within an epoch."""
+  stopped = tmp_path / 'run'
+  for line, number in (
+    ('warmup 4/', signal.SIGTERM),
+    ('search 6/', signal.SIGINT),
+    ('finetune 9/', signal.SIGTERM),
+  ):
+    code, told = start_and_signal_at(stopped, line, number)
+    assert code == 75, told
+    stage = line.split()[0]
+    assert f"stopped and saved in '{stage}'" in told
+    assert 'the same command goes on' in told
+    assert 'Traceback' not in told
+  succeed(stopped)
+  assert_same(stopped, demo[0])
+
+
+@pytest.mark.slow
+def test_a_second_signal_leaves_at_once(tmp_path):
+  signals = (signal.SIGTERM, signal.SIGINT)
+  code, told = start_and_signal_at(tmp_path / 'run', 'warmup 2/', *signals)
+  assert -code in signals
+  assert 'once more leaves at once' in told
+  assert 'stopped and saved' not in told
 
 
 @pytest.mark.slow

@@ -280,3 +280,53 @@ def test_golden_step(stage):
     total(state.batch_stats),
   )
   np.testing.assert_allclose(got, GOLDEN[stage.name], rtol=1e-4)
+
+
+@pytest.mark.parametrize('stage', [WARMUP, SEARCH], ids=lambda s: s.name)
+def test_parts_of_equal_rows_give_the_step_of_the_whole(stage):
+  """Four parts with the same rows have the moments of the whole batch."""
+  net, batch, variables = setting()
+  batch = Batch(*(np.repeat(a[:4], 4, axis=0) for a in batch))
+  state = start(stage, variables)
+  step = partial(train_step, net=net, stage=stage, steps_per_epoch=5)
+  whole, parts = (
+    jax.jit(partial(step, accumulate=n))(state, batch) for n in (1, 4)
+  )
+  jax.tree.map(
+    partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), whole, parts
+  )
+
+
+def test_gradients_of_parts_are_averaged():
+  """By the definition, one part after the other."""
+  net, batch, variables = setting()
+  state = start(WARMUP, variables)
+  step = partial(train_step, net=net, stage=WARMUP, steps_per_epoch=5)
+  after, metrics = jax.jit(partial(step, accumulate=2))(state, batch)
+  alone = [
+    jax.jit(step)(state, Batch(*(a[i::2] for a in batch))) for i in range(2)
+  ]
+
+  def check(together, a, b):  # a step is linear in the gradients
+    np.testing.assert_allclose(together, (a + b) / 2, rtol=1e-4, atol=1e-6)
+
+  for part in ('params', 'batch_stats'):
+    jax.tree.map(
+      check, *(getattr(s, part) for s in (after, *(a[0] for a in alone)))
+    )
+  for key in ('loss', 'correct'):
+    total = sum(told[key] for _, told in alone)
+    np.testing.assert_allclose(metrics[key], total, rtol=1e-5)
+
+
+def test_parts_take_less_memory():
+  net, batch, variables = setting()
+  batch = Batch(*(np.repeat(a, 16, axis=0) for a in batch))
+  state = start(WARMUP, variables)
+  step = partial(train_step, net=net, stage=WARMUP, steps_per_epoch=5)
+  whole, parts = (
+    jax.jit(partial(step, accumulate=n)).lower(state, batch).compile()
+    for n in (1, 8)
+  )
+  sizes = [c.memory_analysis().temp_size_in_bytes for c in (whole, parts)]
+  assert sizes[1] < sizes[0] / 3

@@ -5,7 +5,7 @@ import io
 import itertools
 import shutil
 
-from commands import SHORT, fail, result, succeed
+from commands import SHORT, Processes, command, fail, metrics, result, succeed
 import jax
 import numpy as np
 from photographs import jpeg, photographs
@@ -386,6 +386,14 @@ def test_a_run_on_a_folder_by_one_flag(damaged, tmp_path):
   printed = succeed(stopped, *flags, config=config)
   stopped.rename(tmp_path / 'run')
   assert '2 images could not be decoded and were skipped' in printed
+  # Each of two processes meets the broken images of its own rows.
+  two = command(tmp_path / 'two', *flags, config=config)
+  (code, printed, told), (other, *_) = Processes(two, two).ended()
+  assert code == other == 0, told
+  assert '2 images could not be decoded and were skipped' in printed
+  (begun, *_), (same, *_) = (metrics(tmp_path / n) for n in ('two', 'run'))
+  for key in ('loss', 'validation_loss'):
+    assert begun[key] == pytest.approx(same[key], rel=1e-3)
   got = result(tmp_path / 'run')
   assert got['dataset'] == str(damaged)
   net, _ = dnal_jax.load(tmp_path / 'run')

@@ -1,15 +1,30 @@
-"""Every network by name. A variant is a `partial` of its family's class."""
+"""Every network by name, ours and those that a user registers.
+
+A variant of ours is a `partial` of its family's class.
+"""
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from dnal_jax import errors
+from dnal_jax import compact, errors, layers, trees
 from dnal_jax.models import mobilenet_v2, proxyless, resnet, vgg
 
-Network = (
-  vgg.Vgg | resnet.ResNet | mobilenet_v2.MobileNetV2 | proxyless.Proxyless
-)
+
+class Network(Protocol):
+  """What is asked of a network: a flax module built of `layers`."""
+
+  classes: int
+  width: float  # multiplies every width but `classes`
+  keep: layers.Keep
+
+  @property
+  def min_image(self) -> int:
+    """Smallest image side, in pixels."""
+    ...
+
+  def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any: ...
+  def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class Variant(NamedTuple):
@@ -121,13 +136,78 @@ NETWORKS = {
 }
 
 
+_REGISTERED: dict[str, Variant] = {}  # by users
+
+
 def get(name: str) -> Variant:
   """The variant of that name.
 
   Raises:
     UserError: no network has that name.
   """
-  if name not in NETWORKS:
-    hint = errors.did_you_mean(name, NETWORKS)
-    raise errors.UserError(f"unknown network '{name}'{hint}")
-  return NETWORKS[name]
+  known = {**_REGISTERED, **NETWORKS}
+  if name not in known:
+    raise errors.UserError(
+      f"unknown network '{name}'{errors.did_you_mean(name, known)}. One of your"
+      f" own is known after models.register('{name}', ...)"
+    )
+  return known[name]
+
+
+def register(name: str, variant: Variant) -> None:
+  """Makes a network of one's own known by name to configs, `load` and all
+  else, in this process.
+
+  A name that was registered before is replaced, as when a notebook's cell is
+  run again.
+
+  Raises:
+    UserError: the name is one of ours, or the network is not as a run needs
+      it; what is wrong in a network's own code raises from there.
+  """
+  if name in NETWORKS:
+    raise errors.UserError(
+      f"'{name}' is a network of ours; register yours under another name"
+    )
+  told = _unfit(variant)
+  if told:
+    raise errors.UserError(f"network '{name}' {told}")
+  _REGISTERED[name] = variant
+
+
+def _unfit(variant: Variant) -> str | None:
+  """What keeps a run from training, cutting and counting the network."""
+  fields = {'classes': variant.classes, 'width': 1.0, 'keep': layers.NO_KEEP}
+  try:
+    net = variant.build(**fields)
+  except TypeError as error:
+    told = f'cannot be built with {", ".join(fields)} ({error})'
+    return f'{told}: make them fields of its class'
+  try:
+    hash(net)  # as jit wants it
+  except TypeError:
+    return 'has a field that cannot be hashed: use tuples, not lists or arrays'
+  if not hasattr(net, 'min_image'):
+    return 'has no min_image: add it, the smallest image side in pixels'
+  image_shape = (variant.image, variant.image, 3)
+  walk = compact.walk(net, image_shape)
+  if 'head/logits' not in walk.sites:
+    return "has no classifier: end it with layers.Head(..., name='head')"
+  if not walk.gates:
+    return 'has no layers.Gate, so there is nothing to search'
+  for path in trees.flatten(walk.shapes['params']):
+    owner = path.rpartition('/')[0].removesuffix('/bn')
+    if owner not in walk.sites and not owner.startswith('head/'):
+      return (
+        f"has the parameter '{path}', which can be neither cut nor counted: use"
+        ' layers.ConvBn and layers.Head for all that is trained'
+      )
+  last = {gate: ids[-1:] for gate, ids in walk.gates.items()}
+  thin = compact.walk(compact.with_keep(net, last), image_shape)
+  for gate, ids in last.items():
+    if thin.gates.get(gate) != ids:
+      return (
+        f"does not cut gate '{gate}': make its width with layers.gated or"
+        ' layers.chain, and hand keep=self.keep to the modules inside'
+      )
+  return None
