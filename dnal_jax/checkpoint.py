@@ -47,6 +47,10 @@ class Position:
     before = self.stages[: self.stage]
     return sum(stage['epochs'] for stage in before) + self.epoch
 
+  def next_stage(self) -> None:
+    """At the beginning of the next one; `begin_stage` follows."""
+    self.stage, self.epoch = self.stage + 1, 0
+
   def begin_stage(self, name: str, epochs: int, steps: int) -> None:
     """Adds the entry of a stage to the result; an epoch fills it in."""
     self.stages.append(

@@ -1,6 +1,7 @@
 """The compiled functions of a stage, and the loop that calls them."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 import itertools
 import math
 import time
@@ -11,7 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from dnal_jax import errors, gating, hosts, mesh, step
-from dnal_jax.data.sources import Source
+from dnal_jax.data.inputs import Inputs
 from dnal_jax.stages import Stage
 
 # Steps are handed to the device in groups that take about so many seconds:
@@ -34,7 +35,7 @@ class CompiledStage:
     self,
     net: Any,
     stage: Stage,
-    source: Source,
+    source: Inputs,
     *,
     dtype: str,  # in which the network computes
     first_step: int,  # of the stage, in the run
@@ -120,10 +121,27 @@ class CompiledStage:
       end()
     return state, done
 
+  def lower(self, state: Any, inputs: Any) -> jax.stages.Lowered:
+    """The program of the steps, of a state and inputs or their shapes."""
+    return self._steps.lower(state, inputs, 1)
+
   def text(self) -> str:
     """The compiled program of the steps; after the first of them."""
-    compiled = self._steps.lower(*self._called_with, 1).compile()
-    return compiled.as_text() or ''
+    return self.lower(*self._called_with).compile().as_text() or ''
+
+
+def state_shapes(
+  stage: Stage, variables: Any, steps_per_epoch: int
+) -> step.State:
+  """The state of a stage as shapes, every device having the whole, of the
+  shapes of a network's variables."""
+  shapes = jax.eval_shape(
+    partial(step.begin, stage, steps_per_epoch=steps_per_epoch),
+    variables['params'],
+    variables.get('gates', {}),
+    variables['batch_stats'],
+  )
+  return mesh.like(shapes)
 
 
 def check_finite(loss: float, stage: Stage, epoch: int) -> None:

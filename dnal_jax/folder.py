@@ -175,6 +175,23 @@ def read_architecture(
   return compact.with_keep(net, keep), image_shape
 
 
+def read_learned(
+  path: pathlib.Path, full: models.Network, image_shape: tuple[int, int, int]
+) -> models.Network:
+  """The network that the file gives, learned from the full one.
+
+  Raises:
+    UserError: as `read_architecture`, or it was learned from another.
+  """
+  learned, shape = read_architecture(path)
+  if (full, image_shape) != (compact.with_keep(learned, {}), shape):
+    raise errors.UserError(
+      f"'{path}' was learned from another network, width, classes or image"
+      ' size than the config has'
+    )
+  return learned
+
+
 def write_model(workdir: pathlib.Path, variables: compact.Variables) -> None:
   """model/: all that `apply` needs beside the architecture, as safetensors."""
   path = workdir / _WEIGHTS

@@ -38,12 +38,15 @@ def size() -> int:
   return max(1, jax.sharding.get_abstract_mesh().size)
 
 
-def check_shares(key: str, batch: int) -> None:
-  """Raises UserError unless the devices can share such batches evenly."""
-  if batch % size():
+def check_shares(key: str, batch: int, parts: int = 1) -> None:
+  """Raises UserError unless the devices can share each part of such batches
+  evenly."""
+  unit = size() * parts
+  if batch % unit:
+    told = f' in {parts} parts' if parts > 1 else ''
     raise errors.UserError(
-      f'{key} is {batch}, which {size()} devices cannot share evenly; make it'
-      f' a multiple of {size()}'
+      f'{key} is {batch}, which {size()} devices cannot share evenly{told};'
+      f' make it a multiple of {unit}'
     )
 
 
@@ -84,11 +87,12 @@ def jit_whole(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def like(tree: Any) -> Any:
   """Shapes and dtypes, on every device as a whole, as restoring wants them."""
-  mesh = jax.sharding.get_mesh()
-  where = None if mesh.empty else NamedSharding(mesh, WHOLE)
-  return jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree
-  )
+  return _like(tree, WHOLE)
+
+
+def like_rows(tree: Any) -> Any:
+  """Shapes and dtypes of arrays of a batch, as `put_rows` places them."""
+  return _like(tree, ROWS)
 
 
 def _constrain(tree, spec):
@@ -106,6 +110,14 @@ def _constrain(tree, spec):
 @jit_whole
 def _any(rows):
   return rows.any()
+
+
+def _like(tree, spec):
+  mesh = jax.sharding.get_mesh()
+  where = None if mesh.empty else NamedSharding(mesh, spec)
+  return jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree
+  )
 
 
 def _put(tree, spec):

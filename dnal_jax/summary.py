@@ -102,13 +102,9 @@ def _network() -> tuple[Any, tuple[int, int, int]]:
     assert given is not None
     return given
   path = pathlib.Path(_ARCHITECTURE.value)
-  learned, image_shape = folder.read_architecture(path)
-  if given and given != (compact.with_keep(learned, {}), image_shape):
-    raise errors.UserError(
-      f"'{path}' was learned from another network, width, classes or image"
-      ' size than the config has'
-    )
-  return learned, image_shape
+  if given:
+    return folder.read_learned(path, *given), given[1]
+  return folder.read_architecture(path)
 
 
 def body(argv: Sequence[str]) -> None:

@@ -54,8 +54,7 @@ def run(
     hosts.Stop() as stop,
     jax.set_mesh(mesh.of_devices()),
   ):
-    part = settings.batch_size // settings.accumulate
-    mesh.check_shares('batch_size / accumulate', part)
+    mesh.check_shares('batch_size', settings.batch_size, settings.accumulate)
     mesh.check_shares('eval_batch_size', settings.eval_batch_size)
     source = sources.open_source(  # before anything is written
       settings.data,
@@ -114,8 +113,7 @@ class _Run:
       image = jnp.zeros((1, *self.settings.image_shape))
       key = jax.random.key(self.settings.seed)
       start = mesh.jit_whole(self.network.net.init)(key, image)
-      zeros = self.network.zeros()
-      self._begin(start['params'], zeros, start['batch_stats'])
+      self._begin(start['params'], self.network.zeros(), start['batch_stats'])
       return
     position, self.state = found
     self._at(position)
@@ -132,18 +130,14 @@ class _Run:
     """Shapes and places of the state that is saved there."""
     self._at(position)
     shapes = self.network.walk.shapes
-    parts = shapes['params'], shapes.get('gates', {}), shapes['batch_stats']
-    return mesh.like(jax.eval_shape(self._initial_state, *parts))
-
-  def _initial_state(self, params, logits, batch_stats) -> step.State:
-    return step.begin(
-      self.stage, params, logits, batch_stats, self.steps_per_epoch
-    )
+    return engine.state_shapes(self.stage, shapes, self.steps_per_epoch)
 
   def _begin(self, params, logits, batch_stats) -> None:
     """A new state for the stage, and its entry in the result."""
-    initial = mesh.jit_whole(self._initial_state)
-    self.state = initial(params, logits, batch_stats)
+    begin = partial(
+      step.begin, self.stage, steps_per_epoch=self.steps_per_epoch
+    )
+    self.state = mesh.jit_whole(begin)(params, logits, batch_stats)
     steps = self.stage.epochs * self.steps_per_epoch
     self.position.begin_stage(self.stage.name, self.stage.epochs, steps)
 
@@ -154,8 +148,7 @@ class _Run:
     entered = self.settings.stages[self.position.stage + 1]
     if entered.prune_below is not None:
       parts = self._prune(entered.prune_below, entered.prune_multiple)
-    self.position.stage += 1
-    self.position.epoch = 0
+    self.position.next_stage()
     self._begin(*parts)
     self._save()
 

@@ -9,42 +9,21 @@ calm one: of a search that sharpens its gates, rounding alone makes another one
 within ten steps.
 """
 
-from collections import Counter
 import json
 import pathlib
-import re
 import sys
 
 import jax
 
 from configs import quickstart
-from dnal_jax import checkpoint, engine, hosts, settings, train
+from dnal_jax import checkpoint, engine, hlo, hosts, settings, train
 
-_COLLECTIVE = re.compile(
-  r'= (\(?[^=\n]*?\)?) (all-reduce|all-gather|all-to-all|collective-permute'
-  r'|reduce-scatter)(?:-start)?\('
-)
 # (learning rate of weights, penalty): something must be learned, something must
 # be closed, and no gate be so near to the threshold that rounding decides.
 _SCHEDULES = {
   'vgg7_digits': (0.001, 0.001),
   'mobilenet_v2_digits': (0.005, 0.0002),
 }
-_BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'u8': 1, 'pred': 1}
-
-
-def collectives(program):
-  """{operation: bytes of its results} of a compiled program."""
-  told = Counter()
-  for shapes, operation in _COLLECTIVE.findall(
-    re.sub(r'/\*.*?\*/', '', program)
-  ):
-    for dtype, sides in re.findall(r'(\w+)\[([\d,]*)\]', shapes):
-      size = _BYTES[dtype]
-      for side in sides.split(',') if sides else ():
-        size *= int(side)
-      told[operation] += size
-  return told
 
 
 def config(network):
@@ -79,7 +58,7 @@ def main():
   def looked_at(self, *arguments, **kwargs):
     done = steps(self, *arguments, **kwargs)
     stage = ('warmup', 'search', 'finetune')[(len(losses) // 20)]
-    moved[stage] = collectives(self.text())
+    moved[stage] = hlo.collectives(self.text())
     assert self._steps._cache_size() == 1  # compiled once, for all epochs
     return done
 

@@ -25,6 +25,18 @@ MAY_IMPORT = {
   'compact': {'layers'},
   'data': {'mesh', 'step'},
   'checkpoint': {'hosts'},
+  'hlo': set(),
+  'chips': set(),
+  'rehearsal': {
+    'chips',
+    'compact',
+    'data',
+    'engine',
+    'hlo',
+    'mesh',
+    'settings',
+    'stages',
+  },
   'engine': {'data', 'gating', 'hosts', 'mesh', 'stages', 'step'},
   'profile': set(),
   'pruning': {
@@ -62,6 +74,7 @@ MAY_IMPORT = {
   'cli': {'hosts'},
   'main': {'cli', 'data', 'hosts', 'report', 'settings', 'train'},
   'prepare': {'cli', 'data'},
+  'dryrun': {'chips', 'cli', 'folder', 'mesh', 'rehearsal', 'settings'},
   'summary': {'cli', 'compact', 'folder', 'models', 'settings'},
 }
 # The compute core starts fast and runs where TensorFlow is not installed.

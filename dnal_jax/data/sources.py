@@ -6,32 +6,20 @@ from typing import Any, Protocol
 import jax
 
 from dnal_jax import errors
-from dnal_jax.data import Data, memory
+from dnal_jax.data import Data, memory, records, splits
+from dnal_jax.data.inputs import Inputs, ResidentInputs, StreamedInputs
 from dnal_jax.data.resident import Resident
 from dnal_jax.data.streamed import Streamed
 from dnal_jax.step import Batch
 
 
-class Source(Protocol):
-  """Batches, each a function of the seed and the number of the step alone.
+class Source(Inputs, Protocol):
+  """Batches, each a function of the seed and the number of the step alone."""
 
-  Inputs are what travels to the device for one or several batches; what they
-  are is known to the source only, which makes a batch of them inside the
-  compiled step.
-  """
-
-  images: int  # to train on
-  steps_per_epoch: int
-  # How many steps of one epoch the first one's inputs serve, at most.
-  steps_at_once: int
   broken: dict[str, list[int]]  # records without which the run goes on
 
   def train_inputs(self, first_step: int) -> Generator[Any, None, None]:
     """Inputs of every step of the run from `first_step` on, without end."""
-    ...
-
-  def train_batch(self, inputs: Any, step: jax.Array) -> Batch:
-    """The batch of step `step` of the run; to be compiled."""
     ...
 
   def eval_inputs(self, split: str) -> Iterator[tuple[Any, int]]:
@@ -68,9 +56,29 @@ def open_source(
     source = Streamed(data, seed=seed, **sizes, host=host)
   else:
     source = Resident(data, seed=seed, **sizes)
-  if batch_size > source.images:
-    raise errors.UserError(
-      f'batch_size is {batch_size}, but there are {source.images} images to'
-      ' train on; make it smaller'
-    )
+  _check_batch(batch_size, source.images)
   return source
+
+
+def inputs_of(data: Data, *, seed: int, batch_size: int) -> Inputs:
+  """What `open_source` would give to compiled steps. Reads no image.
+
+  Raises:
+    UserError: the data set is too small, or its size cannot be told.
+  """
+  if data.folder is not None:
+    whole = len(records.open_splits(data).train)
+  else:
+    whole = splits.images(data)
+  images = len(splits.held_out(whole, data)[0])
+  _check_batch(batch_size, images)
+  kind = StreamedInputs if streams(data) else ResidentInputs
+  return kind(data, images=images, seed=seed, batch_size=batch_size)
+
+
+def _check_batch(batch_size: int, images: int) -> None:
+  if batch_size > images:
+    raise errors.UserError(
+      f'batch_size is {batch_size}, but there are {images} images to train on;'
+      ' make it smaller'
+    )

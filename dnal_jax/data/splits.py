@@ -8,6 +8,15 @@ from dnal_jax import errors
 from dnal_jax.data import Data
 
 _CLASSES = {'imagenet2012': 1000}
+# Images of the training splits, those to validate on among them.
+_TRAIN_IMAGES = {
+  'digits': 1437,
+  'mnist': 60_000,
+  'fashion_mnist': 60_000,
+  'cifar10': 50_000,
+  'cifar100': 50_000,
+  'imagenet2012': 1_281_167,
+}
 
 
 def held_out(images: int, data: Data) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +54,20 @@ def classes(data: Data) -> int:
   if data.name not in _CLASSES:
     raise errors.UserError(f"data.classes must be set for '{data.name}'")
   return _CLASSES[data.name]
+
+
+def images(data: Data) -> int:
+  """How many images the training split has, told without reading it.
+
+  Raises:
+    UserError: that cannot be told.
+  """
+  if data.name not in _TRAIN_IMAGES:
+    raise errors.UserError(
+      f"how many images '{data.name}' has is not known without reading it, only"
+      f' those of {", ".join(_TRAIN_IMAGES)}, and of a data.folder'
+    )
+  return _TRAIN_IMAGES[data.name]
 
 
 def check_classes(found: int, data: Data) -> None:

@@ -15,11 +15,11 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dnal_jax import errors, mesh
 from dnal_jax.data import Data, batches, crops, records, splits
+from dnal_jax.data.inputs import StreamedInputs
 from dnal_jax.step import Batch
 
 _AHEAD = 2  # batches that wait on the host, and as many on the device
@@ -33,7 +33,7 @@ _CORES = (
 Rows = Callable[[int, list[int]], Iterator[np.ndarray]]
 
 
-class Streamed:
+class Streamed(StreamedInputs):
   """A `Source` (`sources.py`) that streams encoded images through tf.data.
 
   A host reads those rows of each batch that are its own. Images cross to the
@@ -49,9 +49,7 @@ class Streamed:
     eval_batch_size: int,
     host: tuple[int, int] = (0, 1),  # which, of how many
   ):
-    self._data, self._seed = data, seed
-    self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
-    self._host = host
+    self._eval_batch_size, self._host = eval_batch_size, host
     _keep_freed_memory()
     for key, size in (
       ('batch_size', batch_size),
@@ -69,15 +67,14 @@ class Streamed:
         f' {data.crop_pad}; give them 3 numbers and 0'
       )
     train, validation = splits.held_out(len(opened.train), data)
+    images = len(train)
+    super().__init__(data, images=images, seed=seed, batch_size=batch_size)
     self._splits = {
       'train': ('train', train),
       'validation': ('train', np.sort(validation)),
       'test': ('test', np.arange(len(opened.test))),
     }
     self._records = opened._asdict()
-    self.images = len(train)
-    self.steps_per_epoch = self.images // batch_size
-    self.steps_at_once = 1
     # Records of each split that could not be decoded, and are replaced by
     # their successors: as of the last batch that was handed out.
     self.broken: dict[str, list[int]] = {name: [] for name in self._splits}
@@ -101,13 +98,6 @@ class Streamed:
 
     for images, labels, _ in self._on_device('train', rows, first_step):
       yield images, labels
-
-  def train_batch(self, inputs: Any, step: jax.Array) -> Batch:
-    """The batch of a step from its inputs, to be compiled into it."""
-    del step  # the images are this step's already
-    images, labels = inputs
-    pixels = batches.normalise(images, self._data)
-    return Batch(pixels, labels, jnp.ones(len(labels)))
 
   def eval_inputs(self, split: str) -> Iterator[tuple[Any, int]]:
     """(images [B, H, W, C] uint8, labels [B] int32, weights [B] float32), on
