@@ -1,6 +1,7 @@
 # Works on a fresh clone with nothing but Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
+SCRIPTS := $(wildcard .ci/* benchmarks/*.sh launch/*.sh tests/stand_ins/*/*)
 
 .PHONY: demo test check notebooks clean
 
@@ -15,6 +16,7 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+	$(BIN)/shellcheck $(SCRIPTS)
 	$(BIN)/python -m pytest --numprocesses=0 tests/test_imports.py
 
 # Executes the notebooks and keeps their outputs.

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Runs a config once for each lambda, one after the other, and ends with a table
+# of what each has learned.
+#
+#   CONFIG=configs/NAME.py WORKDIR=DIR launch/sweep.sh LAMBDA... [-- FLAGS]
+#
+# FLAGS go to every run. Each has its own folder, WORKDIR/lambda_VALUE, so the
+# same command goes on where it was stopped, and does not repeat what is there.
+#
+# A run that fails does not keep the next from its turn; the exit code is then
+# 1. It is 2 after a mistake, before anything starts, and 75 if the sweep was
+# stopped by Ctrl-C or SIGTERM, after the run has saved.
+set -euo pipefail
+
+CONFIG=${CONFIG:-}                 # of the runs; must be given
+WORKDIR=${WORKDIR:-}               # folder of their folders; must be given
+PYTHON=${PYTHON:-.venv/bin/python} # which has the requirements
+
+mistake() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+lambdas=()
+while (($#)) && [[ $1 != -- ]]; do
+  [[ $1 =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$ ]] ||
+    mistake "lambda '$1' is no number of 0 or more, such as 5e-5"
+  lambdas+=("$1")
+  shift
+done
+if (($#)); then shift; fi
+((${#lambdas[@]})) || mistake "no lambda given; usage: launch/sweep.sh LAMBDA..."
+for key in CONFIG WORKDIR; do
+  [[ -n ${!key} ]] || mistake "$key is not set; give $key=... before the command"
+done
+[[ -f dnal_jax/main.py ]] ||
+  mistake "start it in the root of the checkout, as launch/sweep.sh"
+command -v "$PYTHON" >/dev/null || mistake "PYTHON is '$PYTHON', which cannot run"
+
+# Ctrl-C reaches this shell alone; SIGTERM is what has a run save.
+job=
+# shellcheck disable=SC2329  # the trap calls it
+stop() {
+  trap '' INT TERM
+  if [[ -n $job ]]; then
+    kill "$job" || true
+    wait "$job" || true
+  fi
+  echo "sweep.sh: stopped; the same command goes on" >&2
+  exit 75
+}
+trap stop INT TERM
+
+failed=0
+rows=()
+for lambda in "${lambdas[@]}"; do
+  folder=$WORKDIR/lambda_$lambda
+  echo "lambda $lambda"
+  code=0
+  "$PYTHON" -u -m dnal_jax.main --config="$CONFIG" --workdir="$folder" "$@" \
+    --config.penalty="$lambda" &
+  job=$!
+  wait "$job" || code=$?
+  job=
+  if ((code)); then failed=1; fi
+  rows+=("$lambda" "$code" "$folder/result.json")
+done
+
+"$PYTHON" - "${rows[@]}" <<'PYTHON'
+import json
+import sys
+
+print(f'\n{"lambda":>10} {"macs":>16} {"params":>13} {"test top-1":>11}')
+rows = iter(sys.argv[1:])
+for value, code, path in zip(rows, rows, rows):
+  if code != '0':
+    print(f'{value:>10} failed with exit code {code}')
+    continue
+  with open(path) as file:
+    result = json.load(file)
+  sizes = result['learned'] or result['baseline']
+  print(
+    f'{value:>10} {sizes["macs"]:>16,} {sizes["params"]:>13,}'
+    f' {result["test_top1"]:>10.2%}'
+  )
+PYTHON
+exit "$failed"

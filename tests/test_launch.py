@@ -1,0 +1,214 @@
+"""launch/slurm.sh and sweep.sh, with stand-ins that start processes."""
+
+import os
+import re
+import signal
+import socket
+import sys
+
+from commands import KEYS, ROOT, SHORT, result
+from launching import STAND_INS, Launch, script, until
+import pytest
+
+QUICK = {'CONFIG': 'configs/quickstart.py'}
+TRAINER = str(STAND_INS / 'worker/python')
+
+
+# Slurm.
+
+
+@pytest.fixture
+def slurm(tmp_path):
+  return Launch(
+    'slurm.sh',
+    ROOT,
+    tmp_path / 'state',
+    WORKDIR=str(tmp_path / 'run'),
+    SLURM_JOB_ID='7',
+    PYTHON=sys.executable,
+    **QUICK,
+  )
+
+
+def plays(slurm, line):
+  """Both of its processes do this instead of training."""
+  for i in range(2):
+    script(slurm.state / f'script{i}', line)
+  slurm.env['PYTHON'] = TRAINER
+
+
+@pytest.mark.parametrize(
+  ('variables', 'told'),
+  [
+    ({'CONFIG': ''}, 'CONFIG is not set'),
+    ({'WORKDIR': ''}, 'WORKDIR is not set'),
+    ({'SLURM_JOB_ID': ''}, 'start it by sbatch'),
+    ({'PYTHON': 'none'}, "PYTHON is 'none'"),
+    ({'REQUEUES': 'x'}, "REQUEUES is 'x'"),
+  ],
+)
+def test_slurm_mistakes(variables, told, slurm):
+  assert told in slurm.refuses(**variables)
+
+
+def test_slurm_unknown_argument(slurm):
+  assert "unknown argument '--x'" in slurm.refuses('--x')
+
+
+def test_slurm_asks_for_what_it_relies_on():
+  text = (ROOT / 'launch/slurm.sh').read_text()
+  options = re.findall(r'^#SBATCH (--\S+)$', text, re.M)
+  assert '--ntasks-per-node=1' in options
+  assert '--signal=TERM@120' in options  # without B: the steps, not the shell
+  assert {'--requeue', '--open-mode=append'} <= set(options)
+  # sbatch reads no option behind the first command.
+  assert text.rindex('#SBATCH') < text.index('\nset -euo')
+
+
+@pytest.mark.parametrize(
+  ('code', 'restarts', 'requeued'),
+  [(0, '0', False), (3, '0', False), (75, '0', True), (75, '20', False)],
+)
+def test_slurm_requeues_after_75(code, restarts, requeued, slurm):
+  plays(slurm, code)
+  done = slurm.run(SLURM_RESTART_COUNT=restarts)
+  assert done.returncode == code, done.stderr
+  assert slurm.calls()[1:] == ['scontrol requeue 7'] * requeued
+
+
+def test_slurm_cancelled_job_saves_and_is_not_requeued(slurm):
+  plays(slurm, 'sleep')
+  process = slurm.start()
+  until((slurm.state / 'script0.asleep').exists)
+  until((slurm.state / 'script1.asleep').exists)
+  process.send_signal(signal.SIGTERM)  # to the shell, which hands it on
+  process.communicate(timeout=60)
+  assert process.returncode == 75
+  assert len(slurm.calls()) == 1
+
+
+def test_slurm_process_takes_all_gpus_of_its_node(slurm):
+  tell = 'echo "$JAX_LOCAL_DEVICE_IDS $SRUN_CPUS_PER_TASK"'
+  python = slurm.state / 'python'
+  python.write_text(f'#!/usr/bin/env bash\n{tell}\n')
+  python.chmod(0o755)
+  slurm.env['PYTHON'] = str(python)
+  done = slurm.run(SLURM_GPUS_ON_NODE='4', SLURM_CPUS_PER_TASK='16')
+  assert done.stdout.splitlines() == ['0,1,2,3 16'] * 2
+
+
+@pytest.mark.slow
+def test_slurm_two_tasks_train_to_the_end(slurm, tmp_path):
+  """Signalled once, as before the time limit; Slurm then starts them again."""
+  slurm.env.update(PYTHON=TRAINER, SLURM_JOB_ID=job_of_a_free_port())
+  rows = tmp_path / 'run/metrics.jsonl'
+  process = slurm.start('--', *SHORT)
+  until(lambda: rows.exists() and rows.read_text(), seconds=300)
+  for i in range(2):
+    os.kill(int((slurm.state / f'pid{i}').read_text()), signal.SIGTERM)
+  _, err = process.communicate()
+  assert process.returncode == 75, err
+  assert slurm.calls()[1:] == [f'scontrol requeue {slurm.env["SLURM_JOB_ID"]}']
+  done = slurm.run('--', *SHORT, SLURM_RESTART_COUNT='1')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count('going on with') == 1
+  assert done.stdout.count('reference macs') == 1
+  assert set(result(tmp_path / 'run')) == KEYS
+
+
+def job_of_a_free_port():
+  """JAX derives the port of its coordinator from the number of the job."""
+  for job in range(1000, 5000):
+    with socket.socket() as probe:
+      try:
+        probe.bind(('', 61440 + job % 4096))
+      except OSError:
+        continue
+    return str(job)
+  raise AssertionError('no port is free')
+
+
+# Sweeps.
+
+
+@pytest.fixture
+def sweep(tmp_path):
+  return Launch(
+    'sweep.sh',
+    ROOT,
+    tmp_path / 'state',
+    WORKDIR=str(tmp_path / 'runs'),
+    PYTHON=sys.executable,
+    **QUICK,
+  )
+
+
+@pytest.mark.parametrize(
+  'value', ['-1', 'nan', 'inf', '1e', 'x', '1,5', '', '1 2', '--config.seed=1']
+)
+def test_sweep_refuses_what_is_no_number(value, sweep, tmp_path):
+  assert f"lambda '{value}' is no number" in sweep.refuses('5e-5', value)
+  assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'variables', 'told'),
+  [
+    ((), {}, 'no lambda given'),
+    (('--', '--config.seed=1'), {}, 'no lambda given'),
+    (('1',), {'CONFIG': ''}, 'CONFIG is not set'),
+    (('1',), {'WORKDIR': ''}, 'WORKDIR is not set'),
+    (('1',), {'PYTHON': 'none'}, "PYTHON is 'none'"),
+  ],
+)
+def test_sweep_mistakes(arguments, variables, told, sweep):
+  assert told in sweep.refuses(*arguments, **variables)
+
+
+@pytest.mark.slow
+def test_sweep_of_three_one_of_which_fails(sweep, tmp_path):
+  """30 closes every channel, which is a mistake's end; the last still runs."""
+  done = sweep.run('0.02', '30', '5e-2', '--', *SHORT)
+  assert done.returncode == 1, done.stderr
+  folder = tmp_path / 'runs'
+  assert sorted(path.name for path in folder.iterdir()) == [
+    *('lambda_0.02', 'lambda_30', 'lambda_5e-2')
+  ]
+  first, last = (result(folder / f'lambda_{v}') for v in ('0.02', '5e-2'))
+  assert first['learned']['macs'] > last['learned']['macs']
+  head, *rows = done.stdout.splitlines()[-4:]
+  assert head.split() == ['lambda', 'macs', 'params', 'test', 'top-1']
+  assert rows[1].split() == ['30', *['failed', 'with', 'exit', 'code', '2']]
+  for row, value, got in ((0, '0.02', first), (2, '5e-2', last)):
+    learned = got['learned']
+    assert rows[row].split() == [
+      value,
+      f'{learned["macs"]:,}',
+      f'{learned["params"]:,}',
+      f'{got["test_top1"]:.2%}',
+    ]
+  again = sweep.run('0.02', '5e-2', '--', *SHORT)
+  assert again.returncode == 0
+  assert again.stdout.count('is finished; nothing to do') == 2
+  assert again.stdout.splitlines()[-2:] == [rows[0], rows[2]]
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_stopped_sweep_has_its_run_save_and_starts_no_other(number, sweep):
+  script(sweep.state / 'script', 'sleep', 'sleep')
+  process = sweep.start('1', '2', PYTHON=TRAINER)
+  until((sweep.state / 'script.asleep').exists)
+  os.killpg(process.pid, number)
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == 75, err
+  assert 'the same command goes on' in err
+  assert out == 'lambda 1\n'
+
+
+def test_readme_names_every_script():
+  """And nothing else; all of them can be started as it says."""
+  readme = (ROOT / 'README.md').read_text()
+  named = set(re.findall(r'^    .*launch/(\w+\.sh)', readme, re.M))
+  scripts = {path.name: path for path in (ROOT / 'launch').glob('*.sh')}
+  assert named == set(scripts)
+  assert all(os.access(path, os.X_OK) for path in scripts.values())
