@@ -40,7 +40,8 @@ class Rehearsal:
     compile_seconds
     fits              whether the compiler placed it and it is below `hbm`
     hbm, memory       bytes of a chip; of the program's: arguments, outputs,
-                      what outputs take over from arguments, temporaries, code
+                      what outputs take over from arguments, temporaries, code.
+                      Streamed batches that wait for their step are not in it
     compiler_told     what the compiler said if it did not fit, else None
     macs              of a step forwards: `compact.count`'s times the batch
     macs_with_gradients
@@ -68,8 +69,8 @@ class Rehearsal:
       key = lowered.as_text()
       row: dict[str, Any] = {'stage': stage.name, 'same_as': None}
       if key in compiled:
-        same = compiled[key]
-        yield {**same, **row, 'same_as': same['stage'], 'compile_seconds': 0.0}
+        same = {'same_as': compiled[key]['stage'], 'compile_seconds': 0.0}
+        yield compiled[key] | row | same
         continue
       compiled[key] = row | self._compile(stage, lowered, batch)
       yield compiled[key]
