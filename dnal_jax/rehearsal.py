@@ -48,7 +48,7 @@ class Rehearsal:
     collectives       bytes of all that chips exchange, by operation, as in
                       the compiled program; None if it did not fit
     ideal_all_reduce  bytes that any data parallel step must sum up
-    at_least          seconds, see `chips.at_least`; None if it did not fit
+    bounds            seconds, see `chips.bounds`; None if it did not fit
     """
     inputs = self.inputs(batch)
     compiled: dict[str, dict[str, Any]] = {}  # by what was lowered
@@ -97,7 +97,7 @@ class Rehearsal:
       'macs_with_gradients': batch * macs_with_gradients(stage, self._walk),
       'collectives': None,
       'ideal_all_reduce': ideal_all_reduce(stage, self._walk),
-      'at_least': None,
+      'bounds': None,
     }
     if program is None:
       return row
@@ -105,7 +105,7 @@ class Rehearsal:
     row['fits'] = row['memory']['total'] <= self._chip.hbm
     row['collectives'] = hlo.collectives(program.as_text() or '')
     cost: Any = program.cost_analysis()
-    row['at_least'] = chips.at_least(
+    row['bounds'] = chips.bounds(
       self._chip,
       mesh.size(),
       macs=row['macs_with_gradients'],

@@ -29,7 +29,7 @@ def test_collectives_are_told_with_their_bytes():
   assert hlo.collectives('%x = f32[8]{0} add(%y, %z)') == {}
 
 
-# What a step must do at least.
+# What a step must do.
 
 
 def stage(name):
@@ -68,7 +68,7 @@ def test_ideal_exchange(network):
 
 def test_bounds_by_hand():
   """16 chips of 197 TFLOP/s, 819 GB/s and 200 GB/s."""
-  told = chips.at_least(
+  told = chips.bounds(
     chips.CHIPS['v5e'],
     16,
     macs=16 * 197 * 10**12,

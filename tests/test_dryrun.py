@@ -113,7 +113,7 @@ def test_report_of_a_small_network_on_four_chips():
     assert 0.95 <= moved <= 1.05
     parts = dict(row['memory'])
     assert 0 < parts.pop('total') == sum(parts.values()) < row['hbm']
-    assert min(row['at_least'].values()) > 0
+    assert min(row['bounds'].values()) > 0
   bytes_of = {k: row['collectives']['all-reduce'] for k, row in stages.items()}
   assert bytes_of['search'] < bytes_of['warmup'] == bytes_of['finetune']
 
@@ -133,7 +133,7 @@ def test_a_streamed_data_set_and_a_program_met_twice():
   told = [row['same_as'] for row in (warmup, search, finetune)]
   assert told == [None, None, 'warmup']
   assert finetune['compile_seconds'] == 0 < warmup['compile_seconds']
-  for key in ('memory', 'collectives', 'at_least', 'macs'):
+  for key in ('memory', 'collectives', 'bounds', 'macs'):
     assert finetune[key] == warmup[key]
   # Each chip is given its 16 of the 64 images.
   net = models.get('mobilenet_v2_digits').build(classes=1000)
