@@ -1,4 +1,4 @@
-"""TPU chips as published, slices of them, and what a step takes at least.
+"""TPU chips as published, slices of them, and what bounds a step.
 
 Sources, read in 2026: the tables "System architecture" of Google's pages
 docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e.
@@ -105,7 +105,7 @@ def slice_of(topology: str) -> tuple[Chip, Any]:
   return chip, described.devices
 
 
-def at_least(
+def bounds(
   chip: Chip,
   chips: int,
   *,
@@ -113,19 +113,21 @@ def at_least(
   bytes_accessed: float,
   all_reduced: int,
 ) -> Mapping[str, float]:
-  """Seconds that a step takes at least in each of three ways.
+  """Seconds of a step by each of three things that it cannot do faster.
 
   compute: 2 operations a mac over the peaks of all chips. On a TPU, float32
     convolutions are multiplied in bfloat16 by default, so it is their peak
     too. No real program reaches it: channels are padded to 8 and 128.
   memory: the bytes that a chip reads and writes over its bandwidth. They are
-    the compiler's own estimate, which counts what stays on the chip between
-    two operations like what goes through HBM, so this is no strict bound.
+    the compiler's own estimate. It counts what stays on the chip between two
+    operations like what goes through HBM (seen: ten times the bytes of a
+    program that keeps all its maps on the chip), so a step of few images a
+    chip can be faster than this: the only one of the three that is no bound.
   all_reduce: 2 (n - 1) / n times the bytes that n chips sum up, the least that
     each must send, on all of its links at once. Latency, of which many small
     sums have more, is not in it.
 
-  The step takes at least the largest, if all three run beside each other.
+  The largest is the step's if all three run beside each other.
   """
   return {
     'compute': 2 * macs / (chips * chip.flops),

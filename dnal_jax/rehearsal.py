@@ -40,14 +40,15 @@ class Rehearsal:
     compile_seconds
     fits              whether the compiler placed it and it is below `hbm`
     hbm, memory       bytes of a chip; of the program's: arguments, outputs,
-                      what outputs take over from arguments, temporaries, code
+                      what outputs take over from arguments, temporaries, code.
+                      Streamed batches that wait for their step are not in it
     compiler_told     what the compiler said if it did not fit, else None
     macs              of a step forwards: `compact.count`'s times the batch
     macs_with_gradients
     collectives       bytes of all that chips exchange, by operation, as in
                       the compiled program; None if it did not fit
     ideal_all_reduce  bytes that any data parallel step must sum up
-    at_least          seconds, see `chips.at_least`; None if it did not fit
+    bounds            seconds, see `chips.bounds`; None if it did not fit
     """
     inputs = self.inputs(batch)
     compiled: dict[str, dict[str, Any]] = {}  # by what was lowered
@@ -69,8 +70,8 @@ class Rehearsal:
       key = lowered.as_text()
       row: dict[str, Any] = {'stage': stage.name, 'same_as': None}
       if key in compiled:
-        same = compiled[key]
-        yield {**same, **row, 'same_as': same['stage'], 'compile_seconds': 0.0}
+        same = {'same_as': compiled[key]['stage'], 'compile_seconds': 0.0}
+        yield compiled[key] | row | same
         continue
       compiled[key] = row | self._compile(stage, lowered, batch)
       yield compiled[key]
@@ -97,7 +98,7 @@ class Rehearsal:
       'macs_with_gradients': batch * macs_with_gradients(stage, self._walk),
       'collectives': None,
       'ideal_all_reduce': ideal_all_reduce(stage, self._walk),
-      'at_least': None,
+      'bounds': None,
     }
     if program is None:
       return row
@@ -105,7 +106,7 @@ class Rehearsal:
     row['fits'] = row['memory']['total'] <= self._chip.hbm
     row['collectives'] = hlo.collectives(program.as_text() or '')
     cost: Any = program.cost_analysis()
-    row['at_least'] = chips.at_least(
+    row['bounds'] = chips.bounds(
       self._chip,
       mesh.size(),
       macs=row['macs_with_gradients'],

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -10,16 +11,7 @@ from commands import ROOT
 import pytest
 
 from configs import mbv2_imagenet, quickstart
-from dnal_jax import (
-  chips,
-  compact,
-  dryrun,
-  hlo,
-  models,
-  rehearsal,
-  settings,
-  trees,
-)
+from dnal_jax import compact, dryrun, models, settings, trees
 from dnal_jax.data import memory, splits
 
 needs_libtpu = pytest.mark.skipif(
@@ -58,95 +50,6 @@ def report(*flags, **kwargs):
   return json.loads(done.stdout)
 
 
-# What a compiled program tells.
-
-PROGRAM = """
-  %a.1 = (f32[32]{0:T(128)S(1)}, /*index=1*/bf16[3,3,1,32]{3,2,1,0:T(8,128)}) \
-all-reduce(%x, %y), channel_id=1, to_apply=%sum
-  %b = f32[32]{0} get-tuple-element(%a.1), index=0, metadata={op_name="all-reduce"}
-  %c = (f32[4]{0}, f32[16]{0}) all-gather-start(%b), dimensions={0}
-  %d = f32[16]{0} all-gather-done(%c)
-  ROOT %e = pred[] all-reduce(%p), to_apply=%and
-  %f = f32[8]{0} all-reduce-start(%g), to_apply=%sum
-  %h = f32[8]{0} all-reduce-done(%f)
-"""  # noqa: E501
-
-
-def test_collectives_are_told_with_their_bytes():
-  assert hlo.collectives(PROGRAM) == {
-    'all-reduce': 4 * 32 + 2 * 9 * 32 + 1 + 4 * 8,
-    'all-gather': 4 * 16,
-  }
-  assert hlo.collectives('%x = f32[8]{0} add(%y, %z)') == {}
-
-
-# What a step must do at least.
-
-
-def stage(name):
-  by_name = settings.parse(quickstart.get_config().to_dict()).stages
-  return next(stage for stage in by_name if stage.name == name)
-
-
-def test_macs_with_gradients():
-  """No gradient by the image; in the search, of kernels only the head's."""
-  net = models.get('vgg7_digits').build(classes=10)
-  walk = compact.walk(net, (8, 8, 1))
-  macs, first, head = compact.count(net, (8, 8, 1)).macs, 64 * 9 * 32, 128 * 10
-  told = rehearsal.macs_with_gradients(stage('warmup'), walk)
-  assert told == 3 * macs - first
-  told = rehearsal.macs_with_gradients(stage('search'), walk)
-  assert told == 2 * macs - first + head
-
-
-@pytest.mark.parametrize('network', ['vgg7_digits', 'mobilenet_v2_digits'])
-def test_ideal_exchange(network):
-  walk = compact.walk(models.get(network).build(classes=10), (8, 8, 1))
-  params, gates, head, moments = (
-    4 * sum(math.prod(a.shape) for a in trees.flatten(tree).values())
-    for tree in (
-      walk.shapes['params'],
-      walk.shapes['gates'],
-      walk.shapes['params']['head'],
-      walk.shapes['batch_stats'],
-    )
-  )
-  told = rehearsal.ideal_all_reduce(stage('warmup'), walk)
-  assert told == params + moments
-  told = rehearsal.ideal_all_reduce(stage('search'), walk)
-  assert told == gates + head + 2 * moments
-
-
-def test_bounds_by_hand():
-  """16 chips of 197 TFLOP/s, 819 GB/s and 200 GB/s."""
-  told = chips.at_least(
-    chips.CHIPS['v5e'],
-    16,
-    macs=16 * 197 * 10**12,
-    bytes_accessed=819e9,
-    all_reduced=16 * 10**11,
-  )
-  assert told == pytest.approx({'compute': 2, 'memory': 1, 'all_reduce': 15})
-
-
-@pytest.mark.parametrize(
-  ('chip', 'number', 'flops', 'all_reduce'),
-  [
-    ('v4', 4096, 1.1e18, 1.1e15),
-    ('v5e', 256, 50.63e15, 51.2e12),
-    ('v5p', 8960, 4.11e18, None),
-    ('v6e', 256, 234.9e15, 102.4e12),
-  ],
-)
-def test_table_agrees_with_what_is_published_of_pods(
-  chip, number, flops, all_reduce
-):
-  assert chips.CHIPS[chip].flops * number == pytest.approx(flops, rel=0.03)
-  if all_reduce:
-    told = chips.CHIPS[chip].interconnect * number
-    assert told == pytest.approx(all_reduce, rel=0.01)
-
-
 @pytest.mark.parametrize('limit', [0, 15, 16, 40, 64, 100, 5000, 10**9])
 @pytest.mark.parametrize('start', [1, 16, 64, 96, 4096])
 def test_search_for_the_largest_batch(limit, start):
@@ -164,55 +67,14 @@ def test_search_for_the_largest_batch(limit, start):
 
 # What is compiled is what a run compiles.
 
-SAME = """
-import sys
-import jax
-import numpy as np
-jax.config.update('jax_num_cpu_devices', int(sys.argv[1]))
-from configs import quickstart
-from dnal_jax import compact, engine, mesh, settings, step
-from dnal_jax.data import sources
-parsed = settings.parse(quickstart.get_config().to_dict())
-net = parsed.build()
-shapes = compact.walk(net, parsed.image_shape).shapes
-with jax.set_mesh(mesh.of_devices()):
-  source = sources.open_source(
-    parsed.data, seed=0, batch_size=64, eval_batch_size=256
-  )
-  inputs = next(source.train_inputs(0))
-  given = sources.inputs_of(parsed.data, seed=0, batch_size=64)
-  for stage in parsed.stages:
-    variables = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
-    begin = jax.jit(
-      lambda p, g, b: mesh.whole(
-        step.begin(stage, p, g, b, source.steps_per_epoch)
-      )
-    )
-    state = begin(*(variables[k] for k in ('params', 'gates', 'batch_stats')))
-    texts = []
-    for of, state, inputs in (
-      (source, state, inputs),
-      (
-        given,
-        engine.state_shapes(stage, shapes, given.steps_per_epoch),
-        given.train_shapes(),
-      ),
-    ):
-      program = engine.CompiledStage(
-        net, stage, of, dtype='float32', first_step=0
-      )
-      texts.append(program.lower(state, inputs).as_text())
-    assert texts[0] == texts[1], stage.name
-    assert f'num_partitions = {sys.argv[1]} ' in texts[0]
-"""
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize('devices', [1, 8])
 def test_shapes_are_lowered_to_the_program_of_arrays(devices):
   done = subprocess.run(
-    (sys.executable, '-c', SAME, str(devices)),
+    (sys.executable, 'tests/same_program.py', str(devices)),
     cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
     check=False,
@@ -251,9 +113,37 @@ def test_report_of_a_small_network_on_four_chips():
     assert 0.95 <= moved <= 1.05
     parts = dict(row['memory'])
     assert 0 < parts.pop('total') == sum(parts.values()) < row['hbm']
-    assert min(row['at_least'].values()) > 0
+    assert min(row['bounds'].values()) > 0
   bytes_of = {k: row['collectives']['all-reduce'] for k, row in stages.items()}
   assert bytes_of['search'] < bytes_of['warmup'] == bytes_of['finetune']
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_streamed_data_set_and_a_program_met_twice():
+  """ImageNet's images, unread, at 8 pixels; two stages of one schedule."""
+  lr = '--config.stages.finetune.train.weights.lr'
+  told = report(
+    *('--topology=v5e:2x2', '--batch=64', f'{lr}.horizon=160.0'),
+    *(f'{lr}.start=0.0', '--config.network.name=mobilenet_v2_digits'),
+    '--config.data.image=8',
+    config='configs/mbv2_imagenet.py',
+  )
+  warmup, search, finetune = told['stages']
+  told = [row['same_as'] for row in (warmup, search, finetune)]
+  assert told == [None, None, 'warmup']
+  assert finetune['compile_seconds'] == 0 < warmup['compile_seconds']
+  for key in ('memory', 'collectives', 'bounds', 'macs'):
+    assert finetune[key] == warmup[key]
+  # Each chip is given its 16 of the 64 images.
+  net = models.get('mobilenet_v2_digits').build(classes=1000)
+  state = 2 * sum(  # weights and momenta
+    4 * math.prod(a.shape)
+    for a in trees.flatten(
+      compact.walk(net, (8, 8, 3)).shapes['params']
+    ).values()
+  )
+  assert state < warmup['memory']['arguments'] < 3 * state
 
 
 @needs_libtpu

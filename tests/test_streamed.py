@@ -15,7 +15,7 @@ from scipy import stats
 
 import dnal_jax
 from dnal_jax import errors
-from dnal_jax.data import Data, crops, records, streamed
+from dnal_jax.data import Data, crops, records, sources, streamed
 
 pytestmark = pytest.mark.xdist_group('streamed')  # one process imports TF
 CLASSES = ('ant', 'bee', 'cow')
@@ -218,6 +218,15 @@ def test_batches_are_a_function_of_seed_and_step(folder):
     assert_same(steps[first:], take(source(folder), first, 12 - first))
   other = take(source(folder, seed=1), 0, 1)
   assert not np.array_equal(steps[0][0], other[0][0])
+
+
+def test_inputs_have_the_shapes_told_without_reading_them(folder):
+  opened = source(folder)
+  data = dataclasses.replace(FOLDER, folder=str(folder))
+  told = sources.inputs_of(data, seed=0, batch_size=4)
+  assert told.steps_per_epoch == opened.steps_per_epoch
+  (batch,) = take(opened, 0, 1)
+  assert told.train_shapes() == jax.eval_shape(lambda: batch)
 
 
 def test_an_epoch_shows_every_image_once_and_the_next_in_other_crops(folder):

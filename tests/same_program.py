@@ -1,0 +1,52 @@
+"""Lowers the steps of the demo from arrays and from shapes alone, on so many
+virtual CPU devices, and exits with an error unless the programs are the same.
+
+  python tests/same_program.py DEVICES
+"""
+
+from functools import partial
+import sys
+
+import jax
+import numpy as np
+
+from configs import quickstart
+from dnal_jax import compact, engine, mesh, settings, step
+from dnal_jax.data import sources
+
+
+def main():
+  (devices,) = sys.argv[1:]
+  jax.config.update('jax_num_cpu_devices', int(devices))
+  parsed = settings.parse(quickstart.get_config().to_dict())
+  net = parsed.build()
+  shapes = compact.walk(net, parsed.image_shape).shapes
+  zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+  parts = [zeros[k] for k in ('params', 'gates', 'batch_stats')]
+  data, seed = parsed.data, parsed.seed
+  with jax.set_mesh(mesh.of_devices()):
+    source = sources.open_source(
+      data, seed=seed, batch_size=64, eval_batch_size=256
+    )
+    arrays = next(source.train_inputs(0))
+    inputs = sources.inputs_of(data, seed=seed, batch_size=64)
+    per_epoch = source.steps_per_epoch
+    for stage in parsed.stages:
+      begin = partial(step.begin, stage, steps_per_epoch=per_epoch)
+      state = jax.jit(lambda *a, f=begin: mesh.whole(f(*a)))(*parts)
+      of_shapes = engine.state_shapes(stage, shapes, inputs.steps_per_epoch)
+      texts = [
+        engine.CompiledStage(net, stage, given, dtype='float32', first_step=0)
+        .lower(*called_with)
+        .as_text()
+        for given, *called_with in (
+          (source, state, arrays),
+          (inputs, of_shapes, inputs.train_shapes()),
+        )
+      ]
+      assert texts[0] == texts[1], stage.name
+      assert f'num_partitions = {devices} ' in texts[0]
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,96 @@
+"""What is told of compiled programs, chips and steps, without compiling any."""
+
+import math
+
+import pytest
+
+from configs import quickstart
+from dnal_jax import chips, compact, hlo, models, rehearsal, settings, trees
+
+# What a compiled program tells.
+
+PROGRAM = """
+  %a.1 = (f32[32]{0:T(128)S(1)}, /*index=1*/bf16[3,3,1,32]{3,2,1,0:T(8,128)}) \
+all-reduce(%x, %y), channel_id=1, to_apply=%sum
+  %b = f32[32]{0} get-tuple-element(%a.1), index=0, metadata={op_name="all-reduce"}
+  %c = (f32[4]{0}, f32[16]{0}) all-gather-start(%b), dimensions={0}
+  %d = f32[16]{0} all-gather-done(%c)
+  ROOT %e = pred[] all-reduce(%p), to_apply=%and
+  %f = f32[8]{0} all-reduce-start(%g), to_apply=%sum
+  %h = f32[8]{0} all-reduce-done(%f)
+"""  # noqa: E501
+
+
+def test_collectives_are_told_with_their_bytes():
+  assert hlo.collectives(PROGRAM) == {
+    'all-reduce': 4 * 32 + 2 * 9 * 32 + 1 + 4 * 8,
+    'all-gather': 4 * 16,
+  }
+  assert hlo.collectives('%x = f32[8]{0} add(%y, %z)') == {}
+
+
+# What a step must do.
+
+
+def stage(name):
+  by_name = settings.parse(quickstart.get_config().to_dict()).stages
+  return next(stage for stage in by_name if stage.name == name)
+
+
+def test_macs_with_gradients():
+  """No gradient by the image; in the search, of kernels only the head's."""
+  net = models.get('vgg7_digits').build(classes=10)
+  walk = compact.walk(net, (8, 8, 1))
+  macs, first, head = compact.count(net, (8, 8, 1)).macs, 64 * 9 * 32, 128 * 10
+  told = rehearsal.macs_with_gradients(stage('warmup'), walk)
+  assert told == 3 * macs - first
+  told = rehearsal.macs_with_gradients(stage('search'), walk)
+  assert told == 2 * macs - first + head
+
+
+@pytest.mark.parametrize('network', ['vgg7_digits', 'mobilenet_v2_digits'])
+def test_ideal_exchange(network):
+  walk = compact.walk(models.get(network).build(classes=10), (8, 8, 1))
+  params, gates, head, moments = (
+    4 * sum(math.prod(a.shape) for a in trees.flatten(tree).values())
+    for tree in (
+      walk.shapes['params'],
+      walk.shapes['gates'],
+      walk.shapes['params']['head'],
+      walk.shapes['batch_stats'],
+    )
+  )
+  told = rehearsal.ideal_all_reduce(stage('warmup'), walk)
+  assert told == params + moments
+  told = rehearsal.ideal_all_reduce(stage('search'), walk)
+  assert told == gates + head + 2 * moments
+
+
+def test_bounds_by_hand():
+  """16 chips of 197 TFLOP/s, 819 GB/s and 200 GB/s."""
+  told = chips.bounds(
+    chips.CHIPS['v5e'],
+    16,
+    macs=16 * 197 * 10**12,
+    bytes_accessed=819e9,
+    all_reduced=16 * 10**11,
+  )
+  assert told == pytest.approx({'compute': 2, 'memory': 1, 'all_reduce': 15})
+
+
+@pytest.mark.parametrize(
+  ('chip', 'number', 'flops', 'all_reduce'),
+  [
+    ('v4', 4096, 1.1e18, 1.1e15),
+    ('v5e', 256, 50.63e15, 51.2e12),
+    ('v5p', 8960, 4.11e18, None),
+    ('v6e', 256, 234.9e15, 102.4e12),
+  ],
+)
+def test_table_agrees_with_what_is_published_of_pods(
+  chip, number, flops, all_reduce
+):
+  assert chips.CHIPS[chip].flops * number == pytest.approx(flops, rel=0.03)
+  if all_reduce:
+    told = chips.CHIPS[chip].interconnect * number
+    assert told == pytest.approx(all_reduce, rel=0.01)
