@@ -23,6 +23,7 @@ def new(network: str, data: Mapping[str, Any]) -> ConfigDict:
       'data': data,
       'tensorboard': True,
       'checkpoint_steps': placeholder(int),  # none: after each epoch only
+      'rollbacks': 0,  # times to go back, at half the rates, at NaN or infinity
       'profile': placeholder(int),  # none; steps of each stage to trace
       'compute_dtype': 'float32',  # or 'bfloat16'; parameters stay float32
       'accumulate': 1,  # parts of a batch, where the whole does not fit

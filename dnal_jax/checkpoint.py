@@ -4,11 +4,15 @@ The position (JSON) is read first; it tells which channels the arrays have, so
 that they are restored into the shapes of that network and no others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import pathlib
+import shutil
 import time
 from typing import Any
 import zlib
@@ -37,6 +41,8 @@ class Position:
   )
   compact_max_abs_diff: float | None = None
   images: int = 0  # to train on
+  rollbacks: int = 0  # times the run went back since numbers were not finite
+  lr_factor: float = 1.0  # of this stage's learning rates, because of that
   # Of each process: by split, the records that it has found to be broken. One
   # may fail in some crops only, so another's knowledge would change a batch.
   broken: list[dict[str, list[int]]] = dataclasses.field(default_factory=list)
@@ -49,7 +55,7 @@ class Position:
 
   def next_stage(self) -> None:
     """At the beginning of the next one; `begin_stage` follows."""
-    self.stage, self.epoch = self.stage + 1, 0
+    self.stage, self.epoch, self.lr_factor = self.stage + 1, 0, 1.0
 
   def begin_stage(self, name: str, epochs: int, steps: int) -> None:
     """Adds the entry of a stage to the result; an epoch fills it in."""
@@ -131,6 +137,7 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path):
     self._directory = directory
+    self._needed = 0  # bytes of a checkpoint
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
       item_handlers={
@@ -141,19 +148,29 @@ class Checkpoints:
     )
 
   def save(self, number: int, state: Any, position: Position) -> None:
-    """Starts saving; a half-written checkpoint is never taken for one."""
+    """Starts saving; a half-written checkpoint is never taken for one.
+
+    Raises:
+      UserError: the disk is too full, for this one or for the one before.
+    """
     tree = _tree(state)
+    needed = sum(leaf.nbytes for leaf in tree.values())
+    self._needed = int(1.1 * needed) + 2**20  # and what orbax adds
+    free = shutil.disk_usage(self._directory).free
+    if free < self._needed:
+      raise self._full(free)
     told = {
       'position': dataclasses.asdict(position),
       'leaves': {key: _told(leaf) for key, leaf in tree.items()},
     }
-    self._manager.save(
-      number,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(tree),
-        position=ocp.args.JsonSave({**told, 'digest': _digest(told)}),
-      ),
-    )
+    with self._disk():
+      self._manager.save(
+        number,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(tree),
+          position=ocp.args.JsonSave({**told, 'digest': _digest(told)}),
+        ),
+      )
 
   def newest(
     self, like: Callable[[Position], Any]
@@ -166,6 +183,7 @@ class Checkpoints:
     Raises:
       UserError: there are checkpoints, and all are damaged.
     """
+    self._manager.wait_until_finished()
     found = sorted(self._manager.all_steps(), reverse=True)
     reasons = []
     for number in found:
@@ -226,9 +244,27 @@ class Checkpoints:
     (self._directory / str(number)).rename(place)
 
   def close(self) -> None:
-    """Waits for what is being saved."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits for what is being saved; UserError as in `save`."""
+    with self._disk():
+      self._manager.wait_until_finished()
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _disk(self) -> Iterator[None]:
+    """Tells of a disk that fills up in the middle of a save."""
+    try:
+      yield
+    except Exception as error:  # of which orbax and tensorstore have several
+      if os.strerror(errno.ENOSPC) not in str(error):
+        raise
+      raise self._full(shutil.disk_usage(self._directory).free) from error
+
+  def _full(self, free: int) -> errors.UserError:
+    return errors.UserError(
+      f"'{self._directory}' is on a disk with {free:,} bytes free, and a"
+      f' checkpoint needs {self._needed:,}; make space, and the same command'
+      ' goes on from the last checkpoint'
+    )
 
 
 def _tree(state: Any) -> dict[str, Any]:

@@ -144,18 +144,30 @@ def state_shapes(
   return mesh.like(shapes)
 
 
-def check_finite(loss: float, stage: Stage, epoch: int) -> None:
+def check_finite(
+  steps: list[dict[str, Any]], stage: Stage, first_step: int, saved: str
+) -> None:
   """Stops a run before anything that is not a number is saved.
 
+  `first_step` is the number of the first of the steps in the stage; `saved`
+  says where the last checkpoint stands.
+
   Raises:
-    UserError: the loss is NaN or infinite.
+    NotFinite: a loss or a gradient is NaN or infinite; names the first step.
   """
-  if not math.isfinite(loss):
+  for number, metrics in enumerate(steps, first_step):
+    if metrics['finite']:
+      continue
+    loss = float(metrics['loss'])
+    what = 'a gradient is' if math.isfinite(loss) else f'the loss is {loss},'
     rates = {name: group.lr.base for name, group in stage.train.items()}
-    raise errors.UserError(
-      f"the loss is {loss} in stage '{stage.name}', epoch {epoch}, with"
-      f' learning rates {rates}: lower stages.{stage.name}.train.*.lr.base in a'
-      ' new --workdir'
+    raise errors.NotFinite(
+      f"{what} not finite in stage '{stage.name}', step {number}, with learning"
+      f' rates {rates}; {saved}',
+      'Likely: the learning rate is too large (lower'
+      f' stages.{stage.name}.train.*.lr.base, or have --config.rollbacks=2 do'
+      ' it); compute_dtype is bfloat16 (take float32); or data.mean and'
+      ' data.std are not those of the images. Start in a new --workdir',
     )
 
 

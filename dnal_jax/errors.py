@@ -11,6 +11,14 @@ class UserError(Exception):
   """
 
 
+class NotFinite(UserError):
+  """Training has left the numbers; going back and slower may help."""
+
+  def __init__(self, what: str, advice: str):
+    super().__init__(f'{what}. {advice}')
+    self.what = what
+
+
 # Exit code of a run that was stopped; EX_TEMPFAIL of sysexits.h: try again.
 AGAIN = 75
 

@@ -187,6 +187,13 @@ class Stop:
     """Takes in an answer, which all processes have alike."""
     self.agreed = self.agreed or bool(answer)
 
+  def check(self, where: str) -> None:
+    """Raises Stopped if it is agreed on, once all is saved."""
+    if self.agreed:
+      raise errors.Stopped(
+        f'stopped and saved in {where}; the same command goes on from there'
+      )
+
 
 @contextlib.contextmanager
 def losing_none() -> Iterator[None]:

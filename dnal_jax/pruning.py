@@ -28,7 +28,7 @@ class Subnet:
   """A network, and the part of it that is left by now."""
 
   def __init__(self, full: Any, image_shape: tuple[int, int, int]):
-    self.full, self._image_shape = full, image_shape
+    self.full, self.image_shape = full, image_shape
     self.cut({})
     self.known = self.walk.gates  # gate -> ids of all its channels
     self.gates = self.kept  # channels that have a gate
@@ -36,7 +36,7 @@ class Subnet:
   def cut(self, keep: layers.Keep) -> None:
     """From now on the network with these channels; {}: with all."""
     self.net = compact.with_keep(self.full, keep)
-    self.walk = compact.walk(self.net, self._image_shape)
+    self.walk = compact.walk(self.net, self.image_shape)
     self.kept = sum(map(len, self.walk.gates.values()))
 
   def zeros(self) -> Any:
@@ -45,55 +45,103 @@ class Subnet:
     return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), gates)
 
 
+class Cut(NamedTuple):
+  """What is cut on entry of a stage, by the gates of a search before it."""
+
+  search: Stage
+  threshold: float  # gates above it stay
+  multiple: int  # of which the widths kept are made multiples
+  stages_ahead: int  # 1: the next stage cuts
+
+
+def next_cut(stages: tuple[Stage, ...], here: int) -> Cut | None:
+  """The next cut of what stage number `here` or the last one before searches;
+  None if there is none."""
+  searches = [s for s in stages[: here + 1] if s.delta_end is not None]
+  for ahead, stage in enumerate(stages[here + 1 :], 1):
+    if stage.prune_below is not None and searches:
+      multiple = stage.prune_multiple
+      return Cut(searches[-1], stage.prune_below, multiple, ahead)
+  return None
+
+
+def outlook(network: Subnet, logits: Any, cut: Cut) -> str:
+  """What would be wrong with the cut if the search ended now, for people; ''
+  if nothing is."""
+  decided = _decide(network, logits, cut)
+  kept = sum(map(len, decided.keep.values()))
+  if kept == network.kept:
+    return (
+      'as the gates are now, no channel would be cut: the penalty,'
+      f' {cut.search.penalty:g}, may be too small for so few steps'
+    )
+  if decided.closed:
+    return (
+      'as the gates are now, every channel would be cut of'
+      f' {", ".join(decided.closed)}, which nothing bypasses: the penalty,'
+      f' {cut.search.penalty:g}, may be too large for so many steps'
+    )
+  return ''
+
+
 def prune(
-  net: Any,
+  network: Subnet,
   params: Any,
   logits: Any,
   batch_stats: Any,
+  cut: Cut,
   *,
-  search: Stage,
-  threshold: float,
-  multiple: int,
-  image_shape: tuple[int, int, int],
   evaluator: evaluate.Evaluator,
   decided: Callable[[layers.Keep], None],
 ) -> Pruned:
-  """Cuts `net` to the gates above `threshold` at the search's last delta, and
-  to widths that are multiples of `multiple` (`gating.hard`).
+  """Cuts to the gates above the threshold at the search's last delta, and to
+  widths that are multiples (`gating.hard`).
 
   `decided` is told the surviving channels first, so that they are kept even
-  if nothing can be built on them.
+  if nothing can be built on them. `network` stays as it was.
 
   Raises:
     UserError: closed gates keep the image from the classifier.
     RuntimeError: the two networks are not the same function.
   """
-  assert search.delta_end is not None
-  hard = partial(
-    gating.hard,
-    delta_end=search.delta_end,
-    threshold=threshold,
-    multiple=multiple,
-  )
-  gated = {
-    'params': params,
-    'batch_stats': batch_stats,
-    'gates': jax.jit(hard)(logits),
-  }
-  walk = compact.walk(net, image_shape)
-  known = compact.walk(compact.with_keep(net, {}), image_shape).gates
-  keep = gating.keep(gated['gates'], walk.gates, known)
+  gates, keep, closed, small, small_walk = _decide(network, logits, cut)
   decided(keep)
-  small = compact.with_keep(net, keep)
-  small_walk = compact.walk(small, image_shape)
-  closed = [gate for gate in small_walk.cut_off_by if not keep[gate]]
   if closed:
+    penalty = cut.search.penalty
     raise errors.UserError(
       f'the search closed every channel of {", ".join(closed)}, which nothing'
       ' bypasses, so no image reaches the classifier. Search in a new'
-      f' --workdir with a smaller penalty than {search.penalty:g}, say'
-      f' {search.penalty / 3:.2g}; the search result is kept'
+      f' --workdir with a smaller penalty than {penalty:g}, say'
+      f' {penalty / 3:.2g}; the search result is kept'
     )
-  variables = mesh.put_whole(compact.cut(gated, walk, small_walk))
-  comparison = evaluator.compare((net, gated), (small, variables), 'validation')
+  gated = {'params': params, 'batch_stats': batch_stats, 'gates': gates}
+  variables = mesh.put_whole(compact.cut(gated, network.walk, small_walk))
+  comparison = evaluator.compare(
+    (network.net, gated), (small, variables), 'validation'
+  )
   return Pruned(keep, variables['params'], variables['batch_stats'], comparison)
+
+
+class _Decided(NamedTuple):
+  gates: Any  # 0 and 1
+  keep: layers.Keep
+  closed: list[str]  # gates that keep the image from the classifier
+  small: Any  # the network with these channels
+  small_walk: compact.Walk
+
+
+def _decide(network: Subnet, logits: Any, cut: Cut) -> _Decided:
+  delta_end = cut.search.delta_end
+  assert delta_end is not None
+  hard = partial(
+    gating.hard,
+    delta_end=delta_end,
+    threshold=cut.threshold,
+    multiple=cut.multiple,
+  )
+  gates = jax.jit(hard)(logits)
+  keep = gating.keep(gates, network.walk.gates, network.known)
+  small = compact.with_keep(network.full, keep)
+  walk = compact.walk(small, network.image_shape)
+  closed = [gate for gate in walk.cut_off_by if not keep[gate]]
+  return _Decided(gates, keep, closed, small, walk)

@@ -105,8 +105,9 @@ class StageBar:
     self._bar.set_postfix(shown, refresh=False)
 
   def tell(self, line: str) -> None:
-    """Prints a line above the bar."""
-    tqdm.tqdm.write(line)
+    """Prints a line above the bar; '' is none."""
+    if line:
+      tqdm.tqdm.write(line)
 
   def close(self) -> None:
     self._bar.close()
@@ -194,6 +195,7 @@ def result(
     'dataset': settings.data.title,
     'seed': settings.seed,
     'stages': position.stages,
+    'rollbacks': position.rollbacks,
     'baseline': dataclasses.asdict(baseline),
     'learned': dataclasses.asdict(learned) if learned else None,
     'gates': {'total': gates, 'kept': kept},

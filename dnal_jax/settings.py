@@ -40,6 +40,7 @@ class Settings:
   compute_dtype: Literal['float32', 'bfloat16'] = 'float32'  # in training
   accumulate: int = 1  # parts of a batch that are worked off one by one
   checkpoint_steps: int | None = None  # besides after every epoch
+  rollbacks: int = 0  # times to go back and halve rates, not to stop, at NaN
   profile: int | None = None  # steps of each stage to trace
 
   @property
@@ -130,6 +131,8 @@ def _check(settings: Settings) -> None:
   ):
     if value is not None and value <= 0:
       raise errors.UserError(f'{key} is {value}; it must be positive')
+  if settings.rollbacks < 0:
+    raise errors.UserError(f'rollbacks is {settings.rollbacks}; it must be 0+')
   if settings.batch_size % settings.accumulate:
     raise errors.UserError(
       f'batch_size is {settings.batch_size}, which accumulate,'

@@ -136,6 +136,17 @@ class Stage:
     ]
     return gating.soft(logits, jnp.asarray(deltas, jnp.float32)[epoch])
 
+  def slower(self, factor: float) -> 'Stage':
+    """The stage with learning rates times `factor`."""
+    train = {
+      name: dataclasses.replace(
+        group,
+        lr=dataclasses.replace(group.lr, base=group.lr.base * factor),
+      )
+      for name, group in self.train.items()
+    }
+    return dataclasses.replace(self, train=train)
+
   def groups(self, paths: Iterable[str]) -> dict[str, str]:
     """{path: group} of what trains in this stage.
 

@@ -81,7 +81,7 @@ def train_step(
   are float32. Metrics 'loss' (the cross-entropy alone) and 'correct' are sums
   over the batch; 'gate_sum' is the sum over all gates of sigmoid(s), 'gates'
   (where the stage searches) the census [3] of gate values, both as the step
-  found them.
+  found them; 'finite' is False where the loss or a gradient is NaN or infinite.
   """
   tx = stage.optimizer(_flat(state.params, state.logits), steps_per_epoch)
   trained, frozen = _split(stage, state.params, state.logits)
@@ -115,6 +115,9 @@ def train_step(
     grads, (batch_stats, metrics) = gradients(batch)
   else:
     grads, batch_stats, metrics = _in_parts(gradients, batch, accumulate)
+  # What is not finite anywhere leaves no finite sum.
+  total = metrics['loss'] + sum(g.sum() for g in grads.values())
+  metrics['finite'] = jnp.isfinite(total)
   updates, opt_state = tx.update(grads, state.opt_state, trained)
   after: Any = optax.apply_updates(trained, updates)
   tree = trees.unflatten({**frozen, **after})

@@ -86,6 +86,7 @@ class _Run:
     self.network = pruning.Subnet(settings.build(), settings.image_shape)
     self.profile = profile.Profile(workdir / 'profile', settings.profile)
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
+    self.saved = 'there is no checkpoint yet'
     self._resume_or_start()
     self.output = output.Output(settings, workdir, self.position.epochs_done)
 
@@ -93,18 +94,37 @@ class _Run:
     """All stages that are left, then the result."""
     try:
       while True:
-        self._train_stage()
+        try:
+          self._train_stage()
+        except errors.NotFinite as error:
+          self._go_back(error)
+          continue
         if self.position.stage + 1 == len(self.settings.stages):
           return self._finish()
         self._enter_next_stage()
     finally:
       self.checkpoints.close()
 
+  def _go_back(self, error: errors.NotFinite) -> None:
+    """To the last checkpoint, with half the learning rates; raises the error
+    if that was done as often as it may be."""
+    rollbacks, factor = self.position.rollbacks + 1, self.position.lr_factor / 2
+    if rollbacks > self.settings.rollbacks:
+      raise error
+    print(f'going back, with learning rates times {factor:g}: {error.what}')
+    self._resume_or_start()
+    self.position.rollbacks, self.position.lr_factor = rollbacks, factor
+
   # Where the run stands.
 
   @property
   def stage(self) -> Stage:
-    return self.settings.stages[self.position.stage]
+    stage = self.settings.stages[self.position.stage]
+    factor = self.position.lr_factor
+    return stage if factor == 1 else stage.slower(factor)
+
+  def _where(self) -> str:
+    return f"'{self.stage.name}', {self.position.told()}"
 
   def _resume_or_start(self) -> None:
     found = self.checkpoints.newest(self._shapes_at)
@@ -120,7 +140,7 @@ class _Run:
     position.check(self.settings.data.title, self.source.images)
     broken = position.broken_for(jax.process_index(), jax.process_count())
     self.source.broken.update(broken)
-    print(f"going on with '{self.stage.name}', {position.told()}")
+    print(f'going on with {self._where()}')
 
   def _at(self, position: checkpoint.Position) -> None:
     self.position = position
@@ -145,9 +165,9 @@ class _Run:
     """Cuts if the stage says so; new momenta, step 0."""
     params, batch_stats = self.state.result
     parts = params, self.state.logits, batch_stats
-    entered = self.settings.stages[self.position.stage + 1]
-    if entered.prune_below is not None:
-      parts = self._prune(entered.prune_below, entered.prune_multiple)
+    cut = pruning.next_cut(self.settings.stages, self.position.stage)
+    if cut and cut.stages_ahead == 1:
+      parts = self._prune(cut)
     self.position.next_stage()
     self._begin(*parts)
     self._save()
@@ -160,6 +180,7 @@ class _Run:
     # A stage's entry and each of its steps have a number of their own.
     number = self._steps_done() + self.position.stage
     self.checkpoints.save(number, self.state, self.position)
+    self.saved = f'the last checkpoint is of {self._where()}'
 
   # Training.
 
@@ -183,7 +204,7 @@ class _Run:
       while position.epoch < self.stage.epochs:
         self._epoch(compiled, inputs, bar)
         self._save()
-        self._stop_if_asked()
+        self.stop.check(self._where())
     bar.close()
 
   def _epoch(
@@ -213,6 +234,9 @@ class _Run:
     position.record(row['loss'], seconds, point, row['validation_top1'])
     self.output.epoch(row, gating.by_path(gates) if searches else {})
     bar.tell(report.epoch_line(row))
+    cut = pruning.next_cut(self.settings.stages, position.stage)
+    if searches and cut and 2 * position.epoch >= self.stage.epochs:
+      bar.tell(pruning.outlook(self.network, self.state.logits, cut))
 
   def _steps(
     self, stage: engine.CompiledStage, inputs: Iterator, bar: report.StageBar
@@ -226,24 +250,17 @@ class _Run:
       )
       with self.profile.record(self.stage.name, steps, stage.text) as steps:
         started = time.perf_counter()
+        first = position.epoch * self.steps_per_epoch + position.step + 1
         self.state, metrics = stage.train(
           self.state, inputs, steps=steps, told=bar.steps, stop=self.stop
         )
+        engine.check_finite(metrics, self.stage, first, self.saved)
         position.add(metrics, time.perf_counter() - started)
-      engine.check_finite(position.sums['loss'], self.stage, position.epoch + 1)
       ended = position.step == self.steps_per_epoch
       if not ended:  # else after the evaluation
         if self.stop.agreed or position.step % every == 0:
           self._save()
-        self._stop_if_asked()
-
-  def _stop_if_asked(self) -> None:
-    """Raises Stopped, once all is saved."""
-    if self.stop.agreed:
-      raise errors.Stopped(
-        f"stopped and saved in '{self.stage.name}', {self.position.told()}; the"
-        ' same command goes on from there'
-      )
+        self.stop.check(self._where())
 
   def _variables(self, gates) -> dict[str, Any]:
     params, batch_stats = self.state.result
@@ -251,27 +268,23 @@ class _Run:
 
   # The cut and the end.
 
-  def _prune(self, threshold: float, multiple: int) -> tuple[Any, Any, Any]:
-    """Params, logits, statistics of the cut network, then `self.net`."""
-    done = self.settings.stages[: self.position.stage + 1]
+  def _prune(self, cut: pruning.Cut) -> tuple[Any, Any, Any]:
+    """Params, logits, statistics of the cut network, then `self.network`."""
     params, batch_stats = self.state.result
     result = pruning.prune(
-      self.network.net,
+      self.network,
       params,
       self.state.logits,
       batch_stats,
-      search=[stage for stage in done if stage.delta_end is not None][-1],
-      threshold=threshold,
-      multiple=multiple,
-      image_shape=self.settings.image_shape,
+      cut,
       evaluator=self.evaluate,
       decided=self.output.architecture,
     )
     self.network.cut(result.keep)
     self.position.keep = dict(result.keep)
-    pruned, cut, self.position.compact_max_abs_diff = result.comparison
-    self.position.top1.update(pruned=pruned, compact=cut)
-    report.tell_cut(self.network.kept, self.network.gates, pruned, cut)
+    before, after, self.position.compact_max_abs_diff = result.comparison
+    self.position.top1.update(pruned=before, compact=after)
+    report.tell_cut(self.network.kept, self.network.gates, before, after)
     return result.params, self.network.zeros(), result.batch_stats
 
   def _finish(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ SHORT = (
   '--config.stages.finetune.epochs=1',
 )
 KEYS = {
-  *('network', 'dataset', 'seed', 'stages', 'baseline', 'learned', 'gates'),
+  *('network', 'dataset', 'seed', 'stages', 'rollbacks'),
+  *('baseline', 'learned', 'gates'),
   *('top1', 'top5', 'compact_max_abs_diff', 'test_top1', 'test_top5'),
 }
 

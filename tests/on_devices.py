@@ -1,12 +1,13 @@
 """A short run of all stages on so many virtual CPU devices, told step by step.
 
-  python tests/on_devices.py DEVICES NETWORK FOLDER
+  python tests/on_devices.py DEVICES NETWORK FOLDER [THRESHOLD]
 
 One of several processes where JAX_COORDINATOR_ADDRESS and its kin say so.
 Writes to FOLDER/told.json the losses of all steps, what was kept, and for each
 stage the collective operations of a step with their bytes. The schedule is a
 calm one: of a search that sharpens its gates, rounding alone makes another one
-within ten steps.
+within ten steps. The cut is at THRESHOLD, else where the gates have the widest
+gap between them, which is told, too: no rounding decides what is kept.
 """
 
 import json
@@ -14,9 +15,19 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 
 from configs import quickstart
-from dnal_jax import checkpoint, engine, hlo, hosts, settings, train
+from dnal_jax import (
+  checkpoint,
+  engine,
+  gating,
+  hlo,
+  hosts,
+  pruning,
+  settings,
+  train,
+)
 
 # (learning rate of weights, penalty): something must be learned, something must
 # be closed, and no gate be so near to the threshold that rounding decides.
@@ -43,12 +54,22 @@ def config(network):
   return config.to_dict()
 
 
+def widest_gap(gates):
+  """The middle of the widest gap between neighbours, of the gates that are not
+  among the lowest or the highest quarter."""
+  values = np.sort(np.concatenate(jax.tree.leaves(gates)))
+  values = values[len(values) // 4 : -(len(values) // 4)]
+  at = np.diff(values).argmax()
+  return float(values[at] + values[at + 1]) / 2
+
+
 def main():
-  devices, network, folder = sys.argv[1:]
+  devices, network, folder, *threshold = sys.argv[1:]
   jax.config.update('jax_num_cpu_devices', int(devices))
   alone = {'coordinator_address', 'num_processes', 'process_id'}
   hosts.join('auto', **dict.fromkeys(alone))
   losses, moved = [], {}
+  threshold = [float(told) for told in threshold]
   add, steps = checkpoint.Position.add, engine.CompiledStage.train
 
   def recorded(self, metrics, seconds):
@@ -62,6 +83,13 @@ def main():
     assert self._steps._cache_size() == 1  # compiled once, for all epochs
     return done
 
+  def prune(network, params, logits, batch_stats, cut, **kwargs):
+    if not threshold:
+      threshold.append(widest_gap(gating.soft(logits, cut.search.delta_end)))
+    cut = cut._replace(threshold=threshold[0])
+    return pruned(network, params, logits, batch_stats, cut, **kwargs)
+
+  pruned, pruning.prune = pruning.prune, prune
   checkpoint.Position.add = recorded
   engine.CompiledStage.train = looked_at
   values = config(network)
@@ -70,7 +98,9 @@ def main():
   if hosts.first():
     kept = json.loads((workdir / 'architecture.json').read_text())['gates']
     (workdir / 'told.json').write_text(
-      json.dumps({'losses': losses, 'kept': kept, 'moved': moved})
+      json.dumps(
+        {'losses': losses, 'kept': kept, 'moved': moved, 'cut_at': threshold[0]}
+      )
     )
 
 

@@ -1,8 +1,9 @@
 """Every mistake ends in one message with the fix, and leaves things whole."""
 
 import json
+import re
 
-from commands import SHORT, fail, metrics, succeed
+from commands import SHORT, fail, metrics, result, succeed
 import pytest
 
 import dnal_jax
@@ -45,9 +46,30 @@ def test_damaged_metrics(tmp_path):
 def test_loss_that_is_not_a_number(tmp_path):
   flag = '--config.stages.warmup.train.weights.lr.base=1e30'
   told = fail(tmp_path / 'run', flag)
-  assert "the loss is nan in stage 'warmup', epoch 1" in told
+  assert "the loss is nan, not finite in stage 'warmup', step" in told
+  assert 'there is no checkpoint yet' in told
+  assert 'lower stages.warmup.train.*.lr.base' in told
   assert "{'weights': 1e+30}" in told
   assert not (tmp_path / 'run' / 'metrics.jsonl').read_text()
+
+
+@pytest.mark.slow
+def test_going_back_to_a_checkpoint_with_half_the_rates(tmp_path):
+  workdir = tmp_path / 'run'
+  flags = (
+    *(*SHORT, '--config.rollbacks=30', '--config.checkpoint_steps=5'),
+    '--config.stages.finetune.train.weights.lr.base=100.0',
+  )
+  printed = succeed(workdir, *flags)
+  back = re.findall(
+    r'^going back, with learning rates times (\S+):', printed, re.M
+  )
+  assert back
+  assert [float(factor) for factor in back] == [
+    0.5**n for n in range(1, len(back) + 1)
+  ]
+  assert "not finite in stage 'finetune'" in printed
+  assert result(workdir)['rollbacks'] == len(back)
 
 
 @pytest.mark.parametrize(

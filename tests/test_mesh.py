@@ -12,10 +12,10 @@ import pytest
 from dnal_jax import compact, mesh, models, trees
 
 
-def told(network, folder, devices, processes=1):
+def told(network, folder, devices, *cut_at, processes=1):
   command = (
     *(sys.executable, 'tests/on_devices.py'),
-    *(str(devices), network, str(folder)),
+    *map(str, (devices, network, folder, *cut_at)),
   )
   for code, out, err in Processes(*[command] * processes).ended():
     assert code == 0, (out, err)
@@ -28,8 +28,9 @@ def test_eight_devices_do_what_one_does(network, tmp_path):
   """Of one process, and of two; losses of 20 steps of each stage, across the
   cut, and the bytes that the compiled step all-reduces."""
   one = told(network, tmp_path / '1', 1)
-  eight = told(network, tmp_path / '8', 8)
-  two_by_four = told(network, tmp_path / '2x4', 4, processes=2)
+  cut_at = one['cut_at']
+  eight = told(network, tmp_path / '8', 8, cut_at)
+  two_by_four = told(network, tmp_path / '2x4', 4, cut_at, processes=2)
   assert len(one['losses']) == 60
   for several in (eight, two_by_four):
     a, b = several['losses'], one['losses']
