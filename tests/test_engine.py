@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import engine, evaluate, models, step
+from dnal_jax import engine, evaluate, hosts, models, step
 from dnal_jax.data import Data
 from dnal_jax.data.resident import Resident
 from dnal_jax.stages import Group, LearningRate, Stage
@@ -45,6 +45,7 @@ def trained(source):
       source.train_inputs(0),
       steps=source.steps_per_epoch,
       told=lambda done, _: told.append(done),
+      stop=hosts.Stop(),
     )
     return net, jax.device_get(state), metrics, told
 

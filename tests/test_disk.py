@@ -1,0 +1,96 @@
+"""A disk that fills up: told with the bytes needed, and nothing is lost."""
+
+import contextlib
+import os
+import re
+import subprocess
+
+from commands import ROOT, SHORT, command, fail, metrics, result, succeed
+import pytest
+
+FLAGS = (*SHORT, '--config.checkpoint_steps=4')
+
+
+@contextlib.contextmanager
+def disk(folder, size):
+  """A small disk mounted there; gives a function that makes it larger."""
+  folder.mkdir()
+  mount = ('mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder)
+  try:
+    subprocess.run(mount, check=True, capture_output=True)
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip('only root may mount a small disk')
+  try:
+    yield lambda size: subprocess.run(
+      ('mount', '-o', f'remount,size={size}', folder), check=True
+    )
+  finally:
+    subprocess.run(('umount', folder), check=True)
+
+
+def check_message(told, folder):
+  found = re.search(
+    r"'(.*)' is on a disk with ([\d,]+) bytes free, and a checkpoint needs"
+    r' ([\d,]+)',
+    told,
+  )
+  assert found, told
+  assert found[1] == str(folder / 'run/checkpoints')
+  assert int(found[3].replace(',', '')) > 2_300_000  # weights and momenta
+  assert 'the same command goes on' in told
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('alone') / 'run'
+  succeed(workdir, *FLAGS)
+  return workdir
+
+
+def check_same(workdir, alone):
+  assert result(workdir) == result(alone)
+  assert metrics(workdir) == metrics(alone)
+  for file in ('architecture.json', 'model/variables.safetensors'):
+    assert (workdir / file).read_bytes() == (alone / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('disk')
+def test_a_disk_that_is_too_small_for_a_checkpoint(alone, tmp_path):
+  with disk(tmp_path / 'disk', '5m') as enlarge:
+    workdir = tmp_path / 'disk/run'
+    check_message(fail(workdir, *FLAGS), tmp_path / 'disk')
+    assert not (workdir / 'result.json').exists()
+    enlarge('64m')
+    assert 'going on with' in succeed(workdir, *FLAGS)
+    check_same(workdir, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('disk')
+def test_a_disk_that_fills_up_in_the_middle_of_a_save(alone, tmp_path):
+  """Something else takes what is left as soon as a save has begun."""
+  with disk(tmp_path / 'disk', '24m'):
+    workdir, filler = tmp_path / 'disk/run', tmp_path / 'disk/filler'
+    process = subprocess.Popen(
+      command(workdir, *FLAGS),
+      cwd=ROOT,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    checkpoints = workdir / 'checkpoints'
+    while process.poll() is None:
+      begun = [f.name for f in checkpoints.glob('*tmp*')]
+      if begun and (checkpoints / '4').exists():  # not the first
+        break
+    with contextlib.suppress(OSError), filler.open('wb', 0) as file:
+      while True:
+        file.write(os.urandom(4096))
+    _, told = process.communicate()
+    assert process.returncode == 2, told
+    check_message(told, tmp_path / 'disk')
+    assert 'Traceback' not in told
+    filler.unlink()
+    assert 'going on with' in succeed(workdir, *FLAGS)
+    check_same(workdir, alone)
