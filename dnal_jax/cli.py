@@ -11,10 +11,16 @@ from absl import app, flags, logging
 from dnal_jax import errors, hosts
 
 
-def run(body: Callable[[Sequence[str]], None]) -> None:
-  """`app.run(body)`, but a user's mistake is one message and exit code 2."""
+def run(
+  body: Callable[[Sequence[str]], None], *, arguments: bool = False
+) -> None:
+  """`app.run(body)`, but a user's mistake is one message and exit code 2.
+
+  `body` is given the command's name, and with `arguments` what else is no flag.
+  """
   try:
     app.define_help_flags()
+    flags.FLAGS.set_gnu_getopt(arguments)  # flags may come behind them
     argv = flags.FLAGS(sys.argv)
   except flags.Error as error:
     lines = str(error).strip().splitlines()
@@ -31,7 +37,7 @@ def run(body: Callable[[Sequence[str]], None]) -> None:
       hint = unknown[2] or ' The config file has no such key there.'
       _give_up(f"unknown config key '{unknown[1]}'.{hint}")
     _give_up(f'{type(error).__name__}: {told}')
-  if len(argv) > 1:
+  if len(argv) > 1 and not arguments:
     _give_up(f"unexpected argument '{argv[1]}'; flags are --key=value")
   try:
     logging.set_verbosity(logging.ERROR)  # orbax and tfds are talkative

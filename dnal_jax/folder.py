@@ -7,6 +7,8 @@
                      that `load` needs
   result.json        the figures of a finished run
 
+(`status.json` is described in `progress.py`, `lock.json` in `lock.py`.)
+
 Every file is written beside its place and moved there, so a reader sees the
 old content or the new, never half of it. Nothing here can execute code: JSON
 and safetensors only.
@@ -36,12 +38,13 @@ _MAY_CHANGE = ('data.skip_broken', 'profile')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Replaces the file at once."""
+def write_json(path: pathlib.Path, value: Any, part: str = 'part') -> None:
+  """Replaces the file at once; where several may do so at the same moment,
+  each names a `part` of its own."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'{path.name}.part')
-  part.write_text(json.dumps(value, indent=1) + '\n')
-  part.replace(path)
+  beside = path.with_name(f'{path.name}.{part}')
+  beside.write_text(json.dumps(value, indent=1) + '\n')
+  beside.replace(path)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -106,10 +109,14 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   try:
     write_json(path, value)
   except OSError as error:
-    raise errors.UserError(
-      f"--workdir '{workdir}' cannot be written ({error.strerror}); name"
-      ' another'
-    ) from error
+    raise unwritable(workdir, error) from error
+
+
+def unwritable(workdir: pathlib.Path, error: OSError) -> errors.UserError:
+  """What to tell of a folder that a run cannot have."""
+  return errors.UserError(
+    f"--workdir '{workdir}' cannot be written ({error.strerror}); name another"
+  )
 
 
 def write_architecture(

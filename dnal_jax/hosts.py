@@ -5,7 +5,7 @@ first of them alone writes files and prints. JAX is the engine of it; here is
 when to start it, and how a run ends for all of them at the same step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import ctypes
 import json
@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import threading
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -23,6 +23,7 @@ import numpy as np
 
 from dnal_jax import errors, mesh
 
+T = TypeVar('T')
 # A process that has not been heard of for so long is taken for dead.
 _HEARTBEAT_SECONDS = 30
 _kept: list[Any] = []  # callbacks of C, which does not keep them alive
@@ -128,13 +129,26 @@ def everyone(value: Any) -> list[Any]:
   ]
 
 
-def check_seen(path: pathlib.Path) -> None:
-  """Waits for the first process, which has made it.
+def by_first(body: Callable[[], T]) -> T | None:
+  """Runs `body` in the first process, for which the others wait; None there.
 
   Raises:
-    UserError: another process does not see what the first one has made.
+    UserError: in all of them, what `body` raises in the first.
   """
-  everyone(None)
+  made, told = None, None
+  if first():
+    try:
+      made = body()
+    except errors.UserError as error:
+      told = str(error)
+  told = everyone(told)[0]
+  if told is not None:
+    raise errors.UserError(told)
+  return made
+
+
+def check_seen(path: pathlib.Path) -> None:
+  """Raises UserError if a process does not see what the first one has made."""
   seen = everyone(path.exists())
   if not all(seen):
     blind = ', '.join(str(i) for i, sees in enumerate(seen) if not sees)

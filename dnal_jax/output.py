@@ -1,38 +1,86 @@
 """What a run leaves in its folder beside checkpoints.
 
-All processes call it with the same; the first one writes.
+All processes call it with the same; the first one writes, and as long as it
+does, the folder is no other run's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
+from functools import partial
 import pathlib
 from typing import Any
 
 import jax
 
-from dnal_jax import compact, folder, hosts, layers, report
+from dnal_jax import compact, folder, hosts, layers, lock, progress, report
+from dnal_jax.checkpoint import Position
+from dnal_jax.pruning import Subnet
 from dnal_jax.settings import Settings
 
 
+@contextlib.contextmanager
+def claimed(
+  settings: Settings,
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  steps_per_epoch: int,
+) -> Iterator[progress.Progress]:
+  """For the first process: the folder is of this config, locked while this is
+  entered, and tells how far the run is.
+
+  Raises:
+    UserError: it is another's or in use, or cannot be written.
+  """
+  with lock.Lock(workdir) as held:
+    folder.check(workdir, config)  # another may have been here meanwhile
+    folder.claim(workdir, config)
+    with progress.Progress(settings, workdir, held, steps_per_epoch) as told:
+      yield told
+
+
 class Output:
-  """Metrics, architecture, weights and result of one run (`folder.py`)."""
+  """Progress, metrics, architecture, weights and result of one run."""
 
   def __init__(
-    self, settings: Settings, workdir: pathlib.Path, epochs_done: int
+    self,
+    settings: Settings,
+    workdir: pathlib.Path,
+    progress: progress.Progress | None,  # None: not the first process
+    epochs_done: int,
   ):
     self._settings, self._workdir = settings, workdir
+    self._progress = progress
     self._metrics = None
     if hosts.first():
       self._metrics = report.Metrics(workdir, epochs_done, settings.tensorboard)
 
+  def stage(self, index: int, done: int) -> None:
+    """Stage `index` begins, or goes on behind so many of its steps."""
+    if self._progress is not None:
+      self._progress.stage(index, done)
+
+  def steps(self, done: int, metrics: Mapping[str, Any]) -> None:
+    """So many more steps done; metrics of the last of them."""
+    if self._progress is not None:
+      self._progress.steps(done, metrics)
+
   def epoch(self, row: report.Row, gates: Mapping[str, Any]) -> None:
     """A row of metrics; `gates` {path: values} become histograms."""
-    if self._metrics is not None:
+    if self._progress is not None and self._metrics is not None:
+      self._progress.check()
       self._metrics.write(row, gates)
+      self._progress.epoch(row['validation_top1'])
+
+  def check(self) -> None:
+    """Raises UserError if another process has the folder by now."""
+    if self._progress is not None:
+      self._progress.check()
 
   def architecture(self, keep: layers.Keep) -> None:
     """The channels that survive."""
     if not hosts.first():
       return
+    self.check()
     network = self._settings.network
     folder.write_architecture(
       self._workdir,
@@ -43,9 +91,34 @@ class Output:
       keep,
     )
 
-  def end(self, variables: compact.Variables, result: dict[str, Any]) -> None:
+  def end(
+    self,
+    variables: compact.Variables,
+    network: Subnet,
+    position: Position,
+    *,
+    final: Mapping[str, float],
+    test: Mapping[str, float],
+  ) -> dict[str, Any]:
     """The final network, and last of all, as the sign of a finished run, its
-    figures."""
+    figures, which are returned; `final` and `test` are what it was measured
+    at (`report.result`)."""
+    pruned = bool(position.keep)
+    if not pruned:
+      self.architecture(network.known)
+    count = partial(compact.count, image_shape=self._settings.image_shape)
+    result = report.result(
+      self._settings,
+      position,
+      baseline=count(network.full),
+      learned=count(network.net) if pruned else None,
+      gates=network.gates,
+      kept=network.kept if pruned else None,
+      final=final,
+      test=test,
+    )
     if hosts.first():
+      self.check()
       folder.write_model(self._workdir, jax.device_get(variables))
       folder.write_json(self._workdir / 'result.json', result)
+    return result

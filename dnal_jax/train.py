@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from dnal_jax import (
   checkpoint,
-  compact,
   engine,
   errors,
   evaluate,
@@ -26,6 +25,7 @@ from dnal_jax import (
   mesh,
   output,
   profile,
+  progress,
   pruning,
   report,
   step,
@@ -41,8 +41,9 @@ def run(
   """Runs, or goes on with, the run that `workdir` holds; returns its result.
 
   Raises:
-    UserError: the folder belongs to another config, the data cannot be read,
-      or the search has left no path through the network.
+    UserError: the folder belongs to another config or another process is at
+      work in it, the data cannot be read, or the search has left no path
+      through the network.
     Stopped: by a signal, or another process was lost; the run can go on.
   """
   folder.check(workdir, config)
@@ -50,6 +51,7 @@ def run(
     print(f"'{workdir}' is finished; nothing to do. Its result:\n")
     return folder.read_json(workdir / 'result.json')
   with (
+    contextlib.ExitStack() as claimed,
     hosts.losing_none(),
     hosts.Stop() as stop,
     jax.set_mesh(mesh.of_devices()),
@@ -62,10 +64,10 @@ def run(
       batch_size=settings.batch_size,
       eval_batch_size=settings.eval_batch_size,
     )
-    if hosts.first():
-      folder.claim(workdir, config)
+    claim = output.claimed(settings, config, workdir, source.steps_per_epoch)
+    told = hosts.by_first(lambda: claimed.enter_context(claim))
     hosts.check_seen(workdir / 'config.json')
-    return _Run(settings, workdir, source, stop).to_the_end()
+    return _Run(settings, workdir, source, stop, told).to_the_end()
 
 
 class _Run:
@@ -77,6 +79,7 @@ class _Run:
     workdir: pathlib.Path,
     source: sources.Source,
     stop: hosts.Stop,
+    told: progress.Progress | None,  # None: not the first process
   ):
     self.settings = settings
     self.source = source
@@ -88,11 +91,12 @@ class _Run:
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
     self.saved = 'there is no checkpoint yet'
     self._resume_or_start()
-    self.output = output.Output(settings, workdir, self.position.epochs_done)
+    done = self.position.epochs_done
+    self.output = output.Output(settings, workdir, told, done)
 
   def to_the_end(self) -> dict[str, Any]:
     """All stages that are left, then the result."""
-    try:
+    with contextlib.closing(self.checkpoints):
       while True:
         try:
           self._train_stage()
@@ -102,8 +106,6 @@ class _Run:
         if self.position.stage + 1 == len(self.settings.stages):
           return self._finish()
         self._enter_next_stage()
-    finally:
-      self.checkpoints.close()
 
   def _go_back(self, error: errors.NotFinite) -> None:
     """To the last checkpoint, with half the learning rates; raises the error
@@ -179,6 +181,7 @@ class _Run:
     self.position.broken = hosts.everyone(self.source.broken)
     # A stage's entry and each of its steps have a number of their own.
     number = self._steps_done() + self.position.stage
+    self.output.check()
     self.checkpoints.save(number, self.state, self.position)
     self.saved = f'the last checkpoint is of {self._where()}'
 
@@ -200,6 +203,7 @@ class _Run:
       self.settings.batch_size,
       done=done_of_stage,
     )
+    self.output.stage(position.stage, done_of_stage)
     with contextlib.closing(self.source.train_inputs(done)) as inputs:
       while position.epoch < self.stage.epochs:
         self._epoch(compiled, inputs, bar)
@@ -243,6 +247,11 @@ class _Run:
   ) -> None:
     """The steps that are left of the epoch; saves now and then."""
     position = self.position
+
+    def told(done: int, metrics: dict[str, Any]) -> None:
+      bar.steps(done, metrics)
+      self.output.steps(done, metrics)
+
     while position.step < self.steps_per_epoch:
       every = self.settings.checkpoint_steps or self.steps_per_epoch
       steps = min(
@@ -252,7 +261,7 @@ class _Run:
         started = time.perf_counter()
         first = position.epoch * self.steps_per_epoch + position.step + 1
         self.state, metrics = stage.train(
-          self.state, inputs, steps=steps, told=bar.steps, stop=self.stop
+          self.state, inputs, steps=steps, told=told, stop=self.stop
         )
         engine.check_finite(metrics, self.stage, first, self.saved)
         position.add(metrics, time.perf_counter() - started)
@@ -293,20 +302,8 @@ class _Run:
     variables = self._variables(gates)
     final = self.evaluate(self.network.net, variables, 'validation')
     test = self.evaluate(self.network.net, variables, 'test')
-    pruned = bool(self.position.keep)
-    if not pruned:
-      self.output.architecture(self.network.known)
-    count = partial(compact.count, image_shape=self.settings.image_shape)
-    result = report.result(
-      self.settings,
-      self.position,
-      baseline=count(self.network.full),
-      learned=count(self.network.net) if pruned else None,
-      gates=self.network.gates,
-      kept=self.network.kept if pruned else None,
-      final=final,
-      test=test,
+    result = self.output.end(
+      variables, self.network, self.position, final=final, test=test
     )
-    self.output.end(variables, result)
     report.tell_broken(hosts.everyone(self.source.broken_names()))
     return result

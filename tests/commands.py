@@ -14,6 +14,11 @@ SHORT = (
   '--config.stages.search.epochs=2',
   '--config.stages.finetune.epochs=1',
 )
+# One that is stopped long before its end.
+LONG = (
+  '--config.stages.warmup.epochs=1000',
+  '--config.stages.warmup.train.weights.lr.horizon=2000.0',
+)
 KEYS = {
   *('network', 'dataset', 'seed', 'stages', 'rollbacks'),
   *('baseline', 'learned', 'gates'),
@@ -36,6 +41,24 @@ def main(workdir, *flags, **kwargs):
     text=True,
     check=False,
   )
+
+
+def start(workdir, *flags):
+  """A process that runs it, alone."""
+  return subprocess.Popen(
+    command(workdir, *flags),
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+  )
+
+
+def until(process, line):
+  """Waits for a process to print such a line."""
+  seen = any(printed.startswith(line) for printed in process.stdout)
+  assert seen, (f'never printed {line!r}', process.stderr.read())
 
 
 class Processes:

@@ -1,0 +1,170 @@
+"""Where runs are, told from their folders alone.
+
+python -m dnal_jax.status DIR...  [--json]
+
+One folder is told in a few lines, several are a table; with --json each is one
+line of JSON, status.json's (`progress.py`) with `workdir`, `now` and `heard`.
+What the file says last is held against the lock of the folder, since a process
+that was killed says nothing. Nothing is written, and no device is touched.
+
+  now    running        by a process that is alive
+         not running    it was killed; the same command goes on
+         not heard of   it is on another host, and did not refresh its lock
+         stopped, failed, finished
+  heard  seconds since, of one on another host, as far as clocks agree; or null
+"""
+
+from collections.abc import Sequence
+import datetime
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from dnal_jax import cli, errors, folder, lock, progress, report
+
+_JSON = flags.DEFINE_bool('json', False, 'Print JSON rather than text.')
+
+
+def read(workdir: pathlib.Path) -> dict[str, Any]:
+  """What status.json says, and whether it is still so.
+
+  Raises:
+    UserError: there is no such file, or it is not one of ours.
+  """
+  path = workdir / progress.NAME
+  if not path.exists():
+    raise errors.UserError(
+      f"no run in '{workdir}': it has no {progress.NAME}, which a run writes"
+      ' when it starts; name the --workdir of one'
+    )
+  value = folder.read_json(path)
+  if not isinstance(value, dict) or not value.keys() >= progress.KEYS:
+    raise errors.UserError(f"'{path}' is not a {progress.NAME} of ours")
+  holder = lock.holder(workdir)
+  alive, heard = False, None
+  if holder is not None:
+    alive = holder.alive()
+    if alive is None:
+      heard = holder.silent()
+  now = value['state']
+  if alive or (heard is not None and heard < lock.STALE):
+    now = 'running'
+  elif heard is not None:
+    now = 'not heard of'
+  elif now == 'running':
+    now = 'not running'
+  return {'workdir': str(workdir), 'now': now, 'heard': heard, **value}
+
+
+def text(row: dict[str, Any]) -> str:
+  """A run for people."""
+  lines = [f'{row["workdir"]}: {_told(row)}']
+  if row['stage'] is not None:
+    lines += [
+      '  stage       {stage}, {stage_number} of {stages}: epoch {epoch} of'
+      ' {epochs}, step {step:,} of {steps:,}'.format(**row),
+      '  run         step {run_step:,} of {run_steps:,}'.format(**row),
+    ]
+  if row['images_per_second'] is not None:
+    lines.append(f'  speed       {row["images_per_second"]:,.0f} images/s')
+  left = row['seconds_left']
+  if row['now'] == 'running' and left['run'] is not None:
+    lines.append(
+      f'  left        about {span(left["stage"])} of the stage,'
+      f' {span(left["run"])} of the run (estimates)'
+    )
+  if row['loss'] is not None:
+    top1 = report.percent(row['validation_top1'])
+    lines.append(f'  loss        {row["loss"]:.4f}; validation {top1}')
+  saved = row['checkpoint']
+  if saved is not None:
+    lines.append(f'  checkpoint  {saved["number"]}, of {_since(saved["time"])}')
+  return '\n'.join([*lines, f'  updated     {_since(row["updated"])}'])
+
+
+def _told(row: dict[str, Any]) -> str:
+  process = f'process {row["pid"]} on host {row["host"]}'
+  heard = '' if row['heard'] is None else span(row['heard'])
+  if row['now'] == 'running':
+    return f'running, {process}' + (f', heard of {heard} ago' if heard else '')
+  if row['now'] == 'not running':
+    return f'not running ({process} is gone); the same command goes on'
+  if row['now'] == 'not heard of':
+    return (
+      f'{process} was not heard of for {heard}; if it is dead, the same command'
+      ' goes on'
+    )
+  return row['now'] + (f': {row["message"]}' if row['message'] else '')
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """A line for each run."""
+  lines = [('', 'now', 'stage', 'epoch', 'step', 'left', 'top-1', 'updated')]
+  for row in rows:
+    begun = row['stage'] is not None
+    left = row['seconds_left']['run'] if row['now'] == 'running' else None
+    lines.append(
+      (
+        row['workdir'],
+        row['now'],
+        '{stage} {stage_number}/{stages}'.format(**row) if begun else '-',
+        '{epoch}/{epochs}'.format(**row) if begun else '-',
+        '{run_step:,}/{run_steps:,}'.format(**row) if begun else '-',
+        f'~{span(left)}' if left is not None else '-',
+        report.percent(row['validation_top1']),
+        f'{span(_age(row["updated"]))} ago',
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return '\n'.join(
+    '  '.join(
+      cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+    ).rstrip()
+    for line in lines
+  )
+
+
+def span(seconds: float) -> str:
+  """A time in its two largest units: '5 s', '2 min 5 s', '3 h 20 min'."""
+  whole = max(round(seconds), 0)
+  units = {'d': whole // 86400, 'h': whole // 3600 % 24}
+  units |= {'min': whole // 60 % 60, 's': whole % 60}
+  names = list(units)
+  first = next((i for i, name in enumerate(names) if units[name]), 3)
+  shown = [
+    f'{units[name]} {name}' for name in names[first : first + 2] if units[name]
+  ]
+  return ' '.join(shown) or '0 s'
+
+
+def _since(when: str) -> str:
+  return f'{when} ({span(_age(when))} ago)'
+
+
+def _age(when: str) -> float:
+  then = datetime.datetime.fromisoformat(when)
+  return (datetime.datetime.now(datetime.UTC) - then).total_seconds()
+
+
+def body(argv: Sequence[str]) -> None:
+  if len(argv) < 2:
+    raise errors.UserError('name the folder of a run, or several')
+  rows, without = [], []
+  for name in argv[1:]:
+    try:
+      rows.append(read(pathlib.Path(name)))
+    except errors.UserError as error:
+      without.append(str(error))
+  if _JSON.value:
+    for row in rows:
+      print(json.dumps(row))
+  elif rows:
+    print(text(rows[0]) if len(argv) == 2 else table(rows))
+  if without:
+    raise errors.UserError('; '.join(without))
+
+
+if __name__ == '__main__':
+  cli.run(body, arguments=True)
