@@ -81,6 +81,12 @@ class Position:
     self.sums = sums
     self.step += len(steps)
 
+  def slower_than(self, before: 'Position') -> float:
+    """Halves the learning rates with which a run got to `before`, from where
+    it went back to here; returns the factor."""
+    self.rollbacks, self.lr_factor = before.rollbacks + 1, before.lr_factor / 2
+    return self.lr_factor
+
   def end_epoch(self) -> dict[str, float]:
     """The sums over the epoch that is done; the next begins."""
     sums, self.sums = self.sums, {}

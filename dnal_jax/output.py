@@ -46,13 +46,15 @@ class Output:
     settings: Settings,
     workdir: pathlib.Path,
     progress: progress.Progress | None,  # None: not the first process
-    epochs_done: int,
+    position: Position,  # where it begins or goes on
   ):
     self._settings, self._workdir = settings, workdir
     self._progress = progress
     self._metrics = None
     if hosts.first():
-      self._metrics = report.Metrics(workdir, epochs_done, settings.tensorboard)
+      self._metrics = report.Metrics(
+        workdir, position.epochs_done, settings.tensorboard
+      )
 
   def stage(self, index: int, done: int) -> None:
     """Stage `index` begins, or goes on behind so many of its steps."""

@@ -1,6 +1,6 @@
 """What a run tells while it goes on, and the table at its end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import importlib.util
 import json
@@ -75,7 +75,14 @@ class Metrics:
 class StageBar:
   """Progress of one stage on a terminal; elsewhere one line an epoch."""
 
-  def __init__(self, steps: int, batch_size: int, done: int):
+  def __init__(
+    self,
+    steps: int,
+    batch_size: int,
+    done: int,
+    also: Callable[[int, Mapping[str, Any]], None],  # told what `steps` is
+  ):
+    self._also = also
     self._bar = tqdm.tqdm(
       total=steps * batch_size,
       initial=done * batch_size,
@@ -103,6 +110,7 @@ class StageBar:
         str(n) for n in named(metrics['gates']).values()
       )
     self._bar.set_postfix(shown, refresh=False)
+    self._also(done, metrics)
 
   def tell(self, line: str) -> None:
     """Prints a line above the bar; '' is none."""

@@ -41,9 +41,8 @@ def run(
   """Runs, or goes on with, the run that `workdir` holds; returns its result.
 
   Raises:
-    UserError: the folder belongs to another config or another process is at
-      work in it, the data cannot be read, or the search has left no path
-      through the network.
+    UserError: the folder is another config's or another process's, the data
+      cannot be read, or the search has left no path through the network.
     Stopped: by a signal, or another process was lost; the run can go on.
   """
   folder.check(workdir, config)
@@ -91,8 +90,7 @@ class _Run:
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
     self.saved = 'there is no checkpoint yet'
     self._resume_or_start()
-    done = self.position.epochs_done
-    self.output = output.Output(settings, workdir, told, done)
+    self.output = output.Output(settings, workdir, told, self.position)
 
   def to_the_end(self) -> dict[str, Any]:
     """All stages that are left, then the result."""
@@ -108,14 +106,13 @@ class _Run:
         self._enter_next_stage()
 
   def _go_back(self, error: errors.NotFinite) -> None:
-    """To the last checkpoint, with half the learning rates; raises the error
-    if that was done as often as it may be."""
-    rollbacks, factor = self.position.rollbacks + 1, self.position.lr_factor / 2
-    if rollbacks > self.settings.rollbacks:
+    """To the last checkpoint, at half the rates; raises if it may no more."""
+    before = self.position
+    if before.rollbacks == self.settings.rollbacks:
       raise error
-    print(f'going back, with learning rates times {factor:g}: {error.what}')
     self._resume_or_start()
-    self.position.rollbacks, self.position.lr_factor = rollbacks, factor
+    factor = self.position.slower_than(before)
+    print(f'with learning rates times {factor:g}, because {error.what}')
 
   # Where the run stands.
 
@@ -156,12 +153,11 @@ class _Run:
 
   def _begin(self, params, logits, batch_stats) -> None:
     """A new state for the stage, and its entry in the result."""
-    begin = partial(
-      step.begin, self.stage, steps_per_epoch=self.steps_per_epoch
-    )
+    steps = self.steps_per_epoch
+    begin = partial(step.begin, self.stage, steps_per_epoch=steps)
     self.state = mesh.jit_whole(begin)(params, logits, batch_stats)
-    steps = self.stage.epochs * self.steps_per_epoch
-    self.position.begin_stage(self.stage.name, self.stage.epochs, steps)
+    epochs = self.stage.epochs
+    self.position.begin_stage(self.stage.name, epochs, epochs * steps)
 
   def _enter_next_stage(self) -> None:
     """Cuts if the stage says so; new momenta, step 0."""
@@ -202,6 +198,7 @@ class _Run:
       self.stage.epochs * self.steps_per_epoch,
       self.settings.batch_size,
       done=done_of_stage,
+      also=self.output.steps,
     )
     self.output.stage(position.stage, done_of_stage)
     with contextlib.closing(self.source.train_inputs(done)) as inputs:
@@ -247,21 +244,15 @@ class _Run:
   ) -> None:
     """The steps that are left of the epoch; saves now and then."""
     position = self.position
-
-    def told(done: int, metrics: dict[str, Any]) -> None:
-      bar.steps(done, metrics)
-      self.output.steps(done, metrics)
-
     while position.step < self.steps_per_epoch:
       every = self.settings.checkpoint_steps or self.steps_per_epoch
-      steps = min(
-        every - position.step % every, self.steps_per_epoch - position.step
-      )
+      left = self.steps_per_epoch - position.step
+      steps = min(every - position.step % every, left)
       with self.profile.record(self.stage.name, steps, stage.text) as steps:
         started = time.perf_counter()
         first = position.epoch * self.steps_per_epoch + position.step + 1
         self.state, metrics = stage.train(
-          self.state, inputs, steps=steps, told=told, stop=self.stop
+          self.state, inputs, steps=steps, told=bar.steps, stop=self.stop
         )
         engine.check_finite(metrics, self.stage, first, self.saved)
         position.add(metrics, time.perf_counter() - started)

@@ -61,9 +61,7 @@ def test_going_back_to_a_checkpoint_with_half_the_rates(tmp_path):
     '--config.stages.finetune.train.weights.lr.base=100.0',
   )
   printed = succeed(workdir, *flags)
-  back = re.findall(
-    r'^going back, with learning rates times (\S+):', printed, re.M
-  )
+  back = re.findall(r'^with learning rates times (\S+), because', printed, re.M)
   assert back
   assert [float(factor) for factor in back] == [
     0.5**n for n in range(1, len(back) + 1)

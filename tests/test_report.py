@@ -16,7 +16,7 @@ from dnal_jax import report
 BAR = """
 import time
 from dnal_jax import report
-bar = report.StageBar(steps=8, batch_size=64, done=4)
+bar = report.StageBar(8, 64, done=4, also=lambda done, metrics: None)
 bar.begin('search 2/2')
 for _ in range(4):
   time.sleep(0.3)
