@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from commands import LONG, ROOT, fail, result, start, until
+from commands import LONG, ROOT, Processes, command, fail, result, start, until
 from locking import ELSEWHERE, leave
 import pytest
 
@@ -34,10 +34,10 @@ def test_second_is_refused_by_name_until_the_first_lets_go(tmp_path):
 def test_of_five_at_the_same_moment_one_has_it(tmp_path, without):
   """In a new folder and in one that a dead process has left locked."""
   rounds = 20 - 12 * len(without)
-  command = (sys.executable, 'tests/locking.py', tmp_path, str(rounds))
+  taker = (sys.executable, 'tests/locking.py', tmp_path, str(rounds))
   five = [
     subprocess.Popen(
-      (*command, *without),
+      (*taker, *without),
       cwd=ROOT,
       stdout=subprocess.PIPE,
       text=True,
@@ -267,3 +267,13 @@ def test_a_run_that_was_taken_over_ends_without_writing(tmp_path):
   assert 'was taken over by process 7 on host other' in told
   assert lock.holder(workdir).token == 'dead'
   assert json.loads((workdir / 'status.json').read_text())['state'] == 'running'
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_one_run_are_both_refused(tmp_path):
+  """With the same message: neither waits for the other, or lost it."""
+  workdir = tmp_path / 'run'
+  with lock.Lock(workdir):
+    for code, _, told in Processes(*[command(workdir)] * 2).ended():
+      assert code == 2
+      assert f'in use by process {os.getpid()} on host' in told
