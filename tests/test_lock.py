@@ -241,7 +241,6 @@ run('again')
 
 @pytest.mark.slow
 def test_one_process_runs_one_after_the_other_but_not_both(tmp_path):
-  """In threads, as a notebook may."""
   done = subprocess.run(
     (sys.executable, '-c', TWICE, tmp_path),
     cwd=ROOT,
@@ -277,3 +276,24 @@ def test_two_processes_that_are_one_run_are_both_refused(tmp_path):
     for code, _, told in Processes(*[command(workdir)] * 2).ended():
       assert code == 2
       assert f'in use by process {os.getpid()} on host' in told
+
+
+IMPATIENT = """
+import runpy
+from dnal_jax import lock
+lock.STALE = 40.0
+runpy.run_module('dnal_jax.main', run_name='__main__', alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_wait_for_another_host_together(tmp_path):
+  """For longer than the 30 s in which a process must answer the others."""
+  workdir = tmp_path / 'run'
+  leave(workdir, **ELSEWHERE)
+  python, _, _, *flags = command(workdir, *LONG)
+  processes = Processes(*[(python, '-c', IMPATIENT, *flags)] * 2)
+  processes.until(f"'{workdir}' was left locked by process 7 on host other")
+  processes.until('warmup 1/')
+  processes.all[1].send_signal(signal.SIGTERM)
+  assert [code for code, _, _ in processes.ended()] == [75, 75]
