@@ -6,6 +6,7 @@ when to start it, and how a run ends for all of them at the same step.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent import futures
 import contextlib
 import ctypes
 import json
@@ -135,16 +136,24 @@ def by_first(body: Callable[[], T]) -> T | None:
   Raises:
     UserError: in all of them, what `body` raises in the first.
   """
-  made, told = None, None
-  if first():
-    try:
-      made = body()
-    except errors.UserError as error:
-      told = str(error)
+  if jax.process_count() == 1:
+    return body()
+  with futures.ThreadPoolExecutor(1) as pool:
+    work = pool.submit(body) if first() else None
+    # They ask again and again, as waiting for one process ends after 30 s.
+    while not everyone(_over(work))[0]:
+      pass
+  error = work.exception() if work else None
+  told = str(error) if isinstance(error, errors.UserError) else None
   told = everyone(told)[0]
   if told is not None:
     raise errors.UserError(told)
-  return made
+  return work.result() if work else None
+
+
+def _over(work: futures.Future | None) -> bool:
+  """Whether it is done, within a second."""
+  return work is not None and bool(futures.wait([work], timeout=1.0).done)
 
 
 def check_seen(path: pathlib.Path) -> None:

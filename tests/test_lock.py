@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from commands import LONG, ROOT, fail, result, start, until
+from commands import LONG, ROOT, Processes, command, fail, result, start, until
 from locking import ELSEWHERE, leave
 import pytest
 
@@ -34,10 +34,10 @@ def test_second_is_refused_by_name_until_the_first_lets_go(tmp_path):
 def test_of_five_at_the_same_moment_one_has_it(tmp_path, without):
   """In a new folder and in one that a dead process has left locked."""
   rounds = 20 - 12 * len(without)
-  command = (sys.executable, 'tests/locking.py', tmp_path, str(rounds))
+  taker = (sys.executable, 'tests/locking.py', tmp_path, str(rounds))
   five = [
     subprocess.Popen(
-      (*command, *without),
+      (*taker, *without),
       cwd=ROOT,
       stdout=subprocess.PIPE,
       text=True,
@@ -241,7 +241,6 @@ run('again')
 
 @pytest.mark.slow
 def test_one_process_runs_one_after_the_other_but_not_both(tmp_path):
-  """In threads, as a notebook may."""
   done = subprocess.run(
     (sys.executable, '-c', TWICE, tmp_path),
     cwd=ROOT,
@@ -267,3 +266,34 @@ def test_a_run_that_was_taken_over_ends_without_writing(tmp_path):
   assert 'was taken over by process 7 on host other' in told
   assert lock.holder(workdir).token == 'dead'
   assert json.loads((workdir / 'status.json').read_text())['state'] == 'running'
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_one_run_are_both_refused(tmp_path):
+  """With the same message: neither waits for the other, or lost it."""
+  workdir = tmp_path / 'run'
+  with lock.Lock(workdir):
+    for code, _, told in Processes(*[command(workdir)] * 2).ended():
+      assert code == 2
+      assert f'in use by process {os.getpid()} on host' in told
+
+
+IMPATIENT = """
+import runpy
+from dnal_jax import lock
+lock.STALE = 40.0
+runpy.run_module('dnal_jax.main', run_name='__main__', alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_wait_for_another_host_together(tmp_path):
+  """For longer than the 30 s in which a process must answer the others."""
+  workdir = tmp_path / 'run'
+  leave(workdir, **ELSEWHERE)
+  python, _, _, *flags = command(workdir, *LONG)
+  processes = Processes(*[(python, '-c', IMPATIENT, *flags)] * 2)
+  processes.until(f"'{workdir}' was left locked by process 7 on host other")
+  processes.until('warmup 1/')
+  processes.all[1].send_signal(signal.SIGTERM)
+  assert [code for code, _, _ in processes.ended()] == [75, 75]
