@@ -9,7 +9,15 @@ from typing import Any
 
 import jax
 
-from dnal_jax import compact, folder, hosts, layers, report
+from dnal_jax import (
+  architecture,
+  compact,
+  files,
+  hosts,
+  layers,
+  report,
+  weights,
+)
 from dnal_jax.settings import Settings
 
 
@@ -34,7 +42,7 @@ class Output:
     if not hosts.first():
       return
     network = self._settings.network
-    folder.write_architecture(
+    architecture.write(
       self._workdir,
       network.name,
       network.width,
@@ -47,5 +55,5 @@ class Output:
     """The final network, and last of all, as the sign of a finished run, its
     figures."""
     if hosts.first():
-      folder.write_model(self._workdir, jax.device_get(variables))
-      folder.write_json(self._workdir / 'result.json', result)
+      weights.write(self._workdir, jax.device_get(variables))
+      files.write_json(self._workdir / 'result.json', result)

@@ -10,6 +10,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 # What each module may import of ours, beside `errors` and `trees`.
 MAY_IMPORT = {
   '__init__': {'folder'},
+  'files': set(),
+  'architecture': {'compact', 'files', 'layers', 'models'},
+  'weights': {'compact', 'files'},
   'errors': set(),
   'trees': set(),
   'mesh': set(),
@@ -48,9 +51,18 @@ MAY_IMPORT = {
     'stages',
   },
   'evaluate': {'compact', 'data', 'mesh', 'step'},
-  'folder': {'compact', 'layers', 'models'},
-  'output': {'compact', 'folder', 'hosts', 'layers', 'report', 'settings'},
-  'report': {'checkpoint', 'compact', 'settings', 'stages'},
+  'folder': {'architecture', 'files', 'models', 'weights'},
+  'output': {
+    'architecture',
+    'compact',
+    'files',
+    'hosts',
+    'layers',
+    'report',
+    'settings',
+    'weights',
+  },
+  'report': {'checkpoint', 'compact', 'files', 'settings', 'stages'},
   'settings': {'compact', 'data', 'models', 'stages'},
   'train': {
     'checkpoint',
@@ -74,8 +86,15 @@ MAY_IMPORT = {
   'cli': {'hosts'},
   'main': {'cli', 'data', 'hosts', 'report', 'settings', 'train'},
   'prepare': {'cli', 'data'},
-  'dryrun': {'chips', 'cli', 'folder', 'mesh', 'rehearsal', 'settings'},
-  'summary': {'cli', 'compact', 'folder', 'models', 'settings'},
+  'dryrun': {
+    'architecture',
+    'chips',
+    'cli',
+    'mesh',
+    'rehearsal',
+    'settings',
+  },
+  'summary': {'architecture', 'cli', 'compact', 'models', 'settings'},
 }
 # The compute core starts fast and runs where TensorFlow is not installed.
 CORE = {
