@@ -150,11 +150,11 @@ def documents(draw):
     if how == 'drop':
       del owner[last]
     elif how == 'fit':
-      owner[last] = draw(FITTING.get(last, anything))
+      owner[last] = copy.deepcopy(draw(FITTING.get(last, anything)))
     elif how == 'add' and isinstance(owner, dict):
-      owner[draw(st.sampled_from(KEYS))] = draw(anything)
+      owner[draw(st.sampled_from(KEYS))] = copy.deepcopy(draw(anything))
     else:
-      owner[last] = draw(anything)
+      owner[last] = copy.deepcopy(draw(anything))
   return json.dumps(value).encode()
 
 
