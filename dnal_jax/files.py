@@ -17,6 +17,8 @@ from dnal_jax import errors
 # The largest that we write, 61,000 channel ids, has 0.6 MB.
 MOST_BYTES = 8 * 2**20
 _MOST_LEVELS = 32
+# Millions of small lists take seconds; a gate, and an array, is one or two.
+_MOST_LISTS = 100_000
 
 # Values of a file in our messages: short, on one line, and safe to print.
 _SHORT = reprlib.Repr()
@@ -62,8 +64,10 @@ def parse_json(text: bytes) -> Any:
 
   Raises:
     ValueError: it is not JSON, holds NaN or an infinity, gives a key twice, or
-      nests deeper than any file of ours.
+      has more lists and objects, or deeper ones, than any file of ours.
   """
+  if text.count(b'[') + text.count(b'{') > _MOST_LISTS:
+    raise ValueError(f'more than {_MOST_LISTS:,} lists and objects')
   too_deep = f'more than {_MOST_LEVELS} levels of brackets'
   try:
     value = json.loads(

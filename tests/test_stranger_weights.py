@@ -47,7 +47,7 @@ def renamed(header):
     (lambda c: struct.pack('<Q', 2) + c[8:], 'variables.safetensors'),
     (lambda c: joined(b'\x80\x04.', b''), "'utf-8' codec can't decode"),
     (lambda c: joined([1], split(c)[1]), 'its header is not an object'),
-    (lambda c: joined(b'[' * 10**5, b''), 'more than 32 levels'),
+    (lambda c: joined(b'[' * 10**4, b''), 'more than 32 levels'),
     (
       of_header(lambda h: h[LOGITS].update(shape=[10**12])),
       f"'{LOGITS}' should be ['F32', [10]] and is ['F32', [1000000000000]]",

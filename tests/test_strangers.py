@@ -167,17 +167,18 @@ def text(old, new):
     (text('1.0', '9' * 5000), 'is not JSON (Exceeds the limit'),
     (text('"width"', '"name"'), "the key 'name' is there twice"),
     (text('{', '{"gates": {}, '), "the key 'gates' is there twice"),
-    (text('1.0', nested(10**5, '[]')), 'more than 32 levels of brackets'),
+    (text('1.0', nested(10**4, '[]')), 'more than 32 levels of brackets'),
     (text('1.0', nested(200, '[]')), 'more than 32 levels of brackets'),
     (
-      text('1.0', '{"a":' * 10**5 + '0' + '}' * 10**5),
+      text('1.0', '{"a":' * 10**4 + '0' + '}' * 10**4),
       'more than 32 levels of brackets',
     ),
+    (text('1.0', '[' + '[],' * 10**5 + '0]'), 'more than 100,000 lists'),
     (text('1.0', nested(20, '[]')), 'network.width is [[[...]]]; it must be'),
     (b'[' + b'[],' * 3 * 10**6 + b'0]', 'bytes, and such a file has 8,388,608'),
     (text('"vgg7_digits"', r'"\ud800"'), r"unknown network '\ud800'"),
   ],
-  ids=range(18),
+  ids=range(19),
 )
 def test_architecture_that_is_no_such_json(content, message, workdir):
   (workdir / 'architecture.json').write_bytes(content)
@@ -235,8 +236,8 @@ def test_a_run_has_the_limits_of_a_file(key, value, most, tmp_path):
 
 @pytest.mark.slow
 def test_ten_thousand_mutations(tmp_path):
-  """Each is read as what it says or refused, within five seconds, and memory
-  stays below 1 GiB."""
+  """Each is read as what it says or refused, within five seconds of CPU, and
+  memory stays below 1 GiB."""
   done = subprocess.run(
     (sys.executable, ROOT / 'tests/fuzz_files.py', '10000', '1000', tmp_path),
     cwd=ROOT,
@@ -244,6 +245,7 @@ def test_ten_thousand_mutations(tmp_path):
     capture_output=True,
     text=True,
     check=False,
+    timeout=1200,
   )
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
   told = json.loads(done.stdout.splitlines()[-1])
@@ -251,5 +253,5 @@ def test_ten_thousand_mutations(tmp_path):
   assert told['weights'] >= 1_000
   assert 100 < told['architectures_read'] < 5_000
   assert 100 < told['weights_read'] < 900
-  assert told['slowest_seconds'] < 5
+  assert told['slowest_process_time'] < 5
   assert told['peak_bytes'] < 2**30
