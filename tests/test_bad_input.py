@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from commands import ROOT, SHORT, fail, metrics, succeed
+from commands import ROOT, SHORT, fail, metrics, result, succeed
 import pytest
 
 from configs import quickstart
@@ -257,3 +257,15 @@ def test_commands_tell_it_in_one_message(tmp_path):
   assert done.returncode == 2
   assert done.stderr.startswith(f"error: '{path}': network.width is 1000000000")
   assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_damaged_result_comes_back_as_the_message_says(tmp_path):
+  succeed(tmp_path, *SHORT)
+  whole = result(tmp_path)
+  (tmp_path / 'result.json').write_text('{}')
+  told = fail(tmp_path, *SHORT)
+  assert 'delete it, and the same command makes it again' in told
+  (tmp_path / 'result.json').unlink()
+  succeed(tmp_path, *SHORT)
+  assert result(tmp_path) == whole
