@@ -19,9 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import layers, trees
+from dnal_jax import errors, layers, trees
 
 Variables = Mapping[str, Any]
+
+# Of a network that is walked over, 16 GiB in float32: nothing as large as that
+# is trained here, and shapes beyond some of JAX's own limits may not be traced.
+MOST_PARAMS = 2**32
 
 # The authors' script forgets the BatchNorm of ResNet50's shortcut
 # convolutions, and only those: with them its 25.55 M would be 25.56 M.
@@ -77,18 +81,29 @@ class Walk:
 
 
 def walk(net: Any, image_shape: tuple[int, int, int]) -> Walk:
-  """Runs `net` on shapes alone; `image_shape` is (height, width, channels)."""
-  found = Walk({}, {}, {})
+  """Runs `net` on shapes alone; `image_shape` is (height, width, channels).
+
+  Raises:
+    UserError: it has more parameters than MOST_PARAMS.
+  """
+  found, weights = Walk({}, {}, {}), 0
 
   def record(call, args, kwargs, context):
+    nonlocal weights
+    if context.method_name != '__call__':
+      return call(*args, **kwargs)
+    layer, path = context.module, '/'.join(context.module.path)
+    weights += _weights(layer, args)
+    if weights > MOST_PARAMS:
+      raise errors.UserError(
+        f"with layer '{path}' the network has {weights:,} parameters, and"
+        f' {MOST_PARAMS:,} is the most; make it narrower, or its images smaller'
+      )
     out = call(*args, **kwargs)
-    layer = context.module
-    if context.method_name == '__call__':
-      path = '/'.join(layer.path)
-      if isinstance(layer, layers.ConvBn | layers.Dense):
-        found.sites[path] = _site(layer, args[0], out)
-      elif isinstance(layer, layers.Gate) and out.ids:
-        found.gates[path] = out.ids
+    if isinstance(layer, layers.ConvBn | layers.Dense):
+      found.sites[path] = _site(layer, args[0], out)
+    elif isinstance(layer, layers.Gate) and out.ids:
+      found.gates[path] = out.ids
     return out
 
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -209,6 +224,16 @@ def _gate_outputs(net, variables, images):
   with nn.intercept_methods(record):
     net.apply(variables, images)
   return found
+
+
+def _weights(layer: nn.Module, args: tuple[Any, ...]) -> int:
+  """Size of the kernel of a layer of ours, before it is made."""
+  if isinstance(layer, layers.Dense):
+    return len(args[0].ids) * layer.features
+  if isinstance(layer, layers.ConvBn):
+    fan_in = 1 if layer.depthwise else len(args[0].ids)
+    return layer.kernel**2 * fan_in * len(layer.width.ids)
+  return 0
 
 
 def _site(layer, m: layers.Features, out: layers.Features) -> Site:

@@ -27,7 +27,15 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
-from dnal_jax import chips, cli, errors, folder, mesh, rehearsal, settings
+from dnal_jax import (
+  architecture,
+  chips,
+  cli,
+  errors,
+  mesh,
+  rehearsal,
+  settings,
+)
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
 _TOPOLOGY = flags.DEFINE_string(
@@ -205,7 +213,7 @@ def body(argv: Sequence[str]) -> None:
   net, batch = parsed.build(), parsed.batch_size
   if _ARCHITECTURE.value:
     path = pathlib.Path(_ARCHITECTURE.value)
-    net = folder.read_learned(path, net, parsed.image_shape)
+    net = architecture.read_learned(path, net, parsed.image_shape)
   rehearsed = rehearsal.Rehearsal(parsed, net, chip)
   images = rehearsed.inputs(1 if _LARGEST.value else batch).images
   report = {

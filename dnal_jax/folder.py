@@ -9,9 +9,7 @@
 
 (`status.json` is described in `progress.py`, `lock.json` in `lock.py`.)
 
-Every file is written beside its place and moved there, so a reader sees the
-old content or the new, never half of it. Nothing here can execute code: JSON
-and safetensors only.
+Nothing here can execute code: JSON and safetensors only.
 """
 
 from collections.abc import Mapping
@@ -24,41 +22,13 @@ import sys
 from typing import Any
 
 import jax
-import numpy as np
-import safetensors
-import safetensors.numpy
 
-from dnal_jax import compact, errors, layers, models, trees
+from dnal_jax import architecture, errors, files, models, trees, weights
 
-SCHEMA_VERSION = 1
-_WEIGHTS = 'model/variables.safetensors'
 # A run that has met a broken image may go on without it, and a trace changes
 # nothing.
 _MAY_CHANGE = ('data.skip_broken', 'profile')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
-
-def write_json(path: pathlib.Path, value: Any, part: str = 'part') -> None:
-  """Replaces the file at once; where several may do so at the same moment,
-  each names a `part` of its own."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  beside = path.with_name(f'{path.name}.{part}')
-  beside.write_text(json.dumps(value, indent=1) + '\n')
-  beside.replace(path)
-
-
-def read_json(path: str | os.PathLike) -> Any:
-  """Raises UserError if the file is missing or is not JSON."""
-  try:
-    return json.loads(pathlib.Path(path).read_text())
-  except OSError as error:
-    raise errors.UserError(
-      f"cannot read '{path}' ({error.strerror})"
-    ) from error
-  except ValueError as error:
-    raise errors.UserError(
-      f"'{path}' is not JSON ({error}); restore it from a copy"
-    ) from error
 
 
 def check(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -76,9 +46,12 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
           ' choose another --workdir'
         )
     return
-  theirs = read_json(path)
-  if not isinstance(theirs, dict) or 'config' not in theirs:
-    raise errors.UserError(f"'{path}' is not a config.json of ours")
+  theirs = files.read_json(path)
+  if not isinstance(theirs, dict) or type(theirs.get('config')) is not dict:
+    raise errors.UserError(
+      f"'{path}' is not a config.json of ours; restore it from a copy, or"
+      ' choose another --workdir'
+    )
   config = json.loads(json.dumps(config))  # tuples become lists, as on disk
   ours, theirs = _leaves(config), _leaves(theirs['config'])
   for key in _MAY_CHANGE:
@@ -107,7 +80,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     return
   value = {'config': config, 'versions': _versions(), 'git': _git_hash()}
   try:
-    write_json(path, value)
+    files.write_json(path, value)
   except OSError as error:
     raise unwritable(workdir, error) from error
 
@@ -117,97 +90,6 @@ def unwritable(workdir: pathlib.Path, error: OSError) -> errors.UserError:
   return errors.UserError(
     f"--workdir '{workdir}' cannot be written ({error.strerror}); name another"
   )
-
-
-def write_architecture(
-  workdir: pathlib.Path,
-  network: str,
-  width: float,
-  classes: int,
-  image_shape: tuple[int, int, int],
-  keep: layers.Keep,
-) -> None:
-  """architecture.json: the network and the channels that survive in it."""
-  value = {
-    'schema_version': SCHEMA_VERSION,
-    'network': {'name': network, 'width': width, 'classes': classes},
-    'image_shape': list(image_shape),
-    'gates': {path: list(ids) for path, ids in keep.items()},
-  }
-  write_json(workdir / 'architecture.json', value)
-
-
-def read_architecture(
-  path: pathlib.Path,
-) -> tuple[models.Network, tuple[int, int, int]]:
-  """The network with the widths that the file gives, and its image shape.
-
-  Raises:
-    UserError: the file is missing, damaged, or does not fit its network.
-  """
-  value = read_json(path)
-  try:
-    if value['schema_version'] != SCHEMA_VERSION:
-      raise errors.UserError(
-        f"'{path}' has schema_version {value['schema_version']}; this release"
-        f' reads {SCHEMA_VERSION}'
-      )
-    spec, gates = value['network'], value['gates']
-    height, width, channels = (int(n) for n in value['image_shape'])
-    variant = models.get(spec['name'])
-    net = variant.build(
-      classes=int(spec['classes']), width=float(spec['width'])
-    )
-    keep = {gate: tuple(ids) for gate, ids in gates.items()}
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise errors.UserError(
-      f"'{path}' is not an architecture.json of ours ({error!r})"
-    ) from error
-  image_shape = (height, width, channels)
-  full = compact.walk(net, image_shape).gates
-  for gate in sorted(full.keys() | keep.keys()):
-    if gate not in full or gate not in keep:
-      where = 'network' if gate not in full else 'file'
-      raise errors.UserError(f"'{path}': the {where} has no gate '{gate}'")
-    ids = keep[gate]
-    if not all(type(i) is int for i in ids) or list(ids) != sorted(set(ids)):
-      raise errors.UserError(
-        f"'{path}': gate '{gate}' must list integers, each once, ascending"
-      )
-    if ids and not 0 <= ids[0] <= ids[-1] < len(full[gate]):
-      raise errors.UserError(
-        f"'{path}': gate '{gate}' keeps a channel outside 0 to"
-        f' {len(full[gate]) - 1}'
-      )
-  return compact.with_keep(net, keep), image_shape
-
-
-def read_learned(
-  path: pathlib.Path, full: models.Network, image_shape: tuple[int, int, int]
-) -> models.Network:
-  """The network that the file gives, learned from the full one.
-
-  Raises:
-    UserError: as `read_architecture`, or it was learned from another.
-  """
-  learned, shape = read_architecture(path)
-  if (full, image_shape) != (compact.with_keep(learned, {}), shape):
-    raise errors.UserError(
-      f"'{path}' was learned from another network, width, classes or image"
-      ' size than the config has'
-    )
-  return learned
-
-
-def write_model(workdir: pathlib.Path, variables: compact.Variables) -> None:
-  """model/: all that `apply` needs beside the architecture, as safetensors."""
-  path = workdir / _WEIGHTS
-  path.parent.mkdir(parents=True, exist_ok=True)
-  flat = trees.flatten(variables)
-  arrays = {k: np.ascontiguousarray(a) for k, a in flat.items()}
-  part = path.with_name(f'{path.name}.part')
-  safetensors.numpy.save_file(arrays, part)
-  part.replace(path)
 
 
 def load(workdir: str | os.PathLike) -> tuple[models.Network, dict[str, Any]]:
@@ -222,23 +104,9 @@ def load(workdir: str | os.PathLike) -> tuple[models.Network, dict[str, Any]]:
   workdir = pathlib.Path(workdir)
   if not workdir.is_dir():
     raise errors.UserError(f"'{workdir}' is not a directory")
-  net, image_shape = read_architecture(workdir / 'architecture.json')
-  path = workdir / _WEIGHTS
-  try:
-    arrays = safetensors.numpy.load_file(path)
-  except (OSError, safetensors.SafetensorError) as error:
-    raise errors.UserError(
-      f"cannot read '{path}' ({error}); a run writes it when it finishes"
-    ) from error
-  shapes = compact.walk(net, image_shape).shapes
-  want = {k: (a.shape, a.dtype) for k, a in trees.flatten(shapes).items()}
-  have = {k: (a.shape, a.dtype) for k, a in arrays.items()}
-  for key in sorted(want.keys() | have.keys()):
-    if want.get(key) != have.get(key):
-      raise errors.UserError(
-        f"'{path}' does not fit architecture.json: '{key}' should be"
-        f' {want.get(key)} and is {have.get(key)}'
-      )
+  net, image_shape = architecture.read(workdir / 'architecture.json')
+  want = architecture.form(net, image_shape).arrays
+  arrays = weights.read(workdir, want)
   return net, trees.unflatten(jax.tree.map(jax.numpy.asarray, arrays))
 
 

@@ -21,12 +21,13 @@ from flax.core import FrozenDict
 import jax
 import jax.numpy as jnp
 
-from dnal_jax import conv, norm
+from dnal_jax import conv, errors, norm
 
 Initializer = jax.nn.initializers.Initializer
 Ids = tuple[int, ...]
 Keep = Mapping[str, Ids]  # path of a gate -> channels that survive; {} is all
 NO_KEEP: Keep = FrozenDict()
+MOST_FLAT = 2**22  # channels of a flattened map, each of which gets an id
 
 
 class Width(NamedTuple):
@@ -210,8 +211,17 @@ def average(m: Features) -> Features:
 
 def flatten(m: Features, channels: int) -> Features:
   """[B, H, W, n] -> [B, H * W * n]; position p of channel c gets the id
-  p * channels + c, where `channels` is the unpruned width."""
+  p * channels + c, where `channels` is the unpruned width.
+
+  Raises:
+    UserError: that makes more than MOST_FLAT.
+  """
   b, h, w, n = m.x.shape
+  if h * w * n > MOST_FLAT:
+    raise errors.UserError(
+      f'a map of {h} x {w} positions and {n} channels is too large to be'
+      f' flattened: {MOST_FLAT:,} numbers is the most; make the images smaller'
+    )
   ids = tuple(p * channels + c for p in range(h * w) for c in m.ids)
   return dataclasses.replace(m, x=m.x.reshape(b, h * w * n), ids=ids)
 

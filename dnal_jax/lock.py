@@ -34,7 +34,7 @@ import sys
 import threading
 import time
 
-from dnal_jax import errors, folder
+from dnal_jax import errors, files, folder
 
 # Network file systems may show a file as it was a minute ago.
 STALE = 120.0  # seconds
@@ -211,7 +211,7 @@ class Lock:
     self.holder = dataclasses.replace(self.holder, heard=_now('microseconds'))
     value = dataclasses.asdict(self.holder)
     # Where the kernel does not help, others may be writing at the same time.
-    folder.write_json(self._workdir / _NAME, value, part=self.holder.token)
+    files.write_json(self._workdir / _NAME, value, part=self.holder.token)
 
 
 def _now(timespec: str) -> str:

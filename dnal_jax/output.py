@@ -12,7 +12,18 @@ from typing import Any
 
 import jax
 
-from dnal_jax import compact, folder, hosts, layers, lock, progress, report
+from dnal_jax import (
+  architecture,
+  compact,
+  files,
+  folder,
+  hosts,
+  layers,
+  lock,
+  progress,
+  report,
+  weights,
+)
 from dnal_jax.checkpoint import Position
 from dnal_jax.pruning import Subnet
 from dnal_jax.settings import Settings
@@ -84,7 +95,7 @@ class Output:
       return
     self.check()
     network = self._settings.network
-    folder.write_architecture(
+    architecture.write(
       self._workdir,
       network.name,
       network.width,
@@ -121,6 +132,6 @@ class Output:
     )
     if hosts.first():
       self.check()
-      folder.write_model(self._workdir, jax.device_get(variables))
-      folder.write_json(self._workdir / 'result.json', result)
+      weights.write(self._workdir, jax.device_get(variables))
+      files.write_json(self._workdir / 'result.json', result)
     return result

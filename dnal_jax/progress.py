@@ -35,7 +35,7 @@ from typing import Any
 
 import tqdm
 
-from dnal_jax import errors, folder, lock
+from dnal_jax import errors, files, lock
 from dnal_jax.settings import Settings
 
 NAME = 'status.json'
@@ -134,7 +134,7 @@ class Progress:
       'updated': _iso(time.time()),
     }
     try:
-      folder.write_json(self._workdir / NAME, value)
+      files.write_json(self._workdir / NAME, value)
     except OSError as error:
       if not self._failed:
         tqdm.tqdm.write(

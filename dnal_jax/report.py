@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from dnal_jax import compact, errors
+from dnal_jax import compact, errors, files
 from dnal_jax.checkpoint import Position
 from dnal_jax.settings import Settings
 from dnal_jax.stages import Stage
@@ -33,22 +33,25 @@ class Metrics:
 
   def __init__(self, workdir: pathlib.Path, epochs_done: int, events: bool):
     self._path = workdir / 'metrics.jsonl'
-    kept = [row for row in self._read() if row['epochs_done'] <= epochs_done]
+    kept = [line for line, done in self._read() if done <= epochs_done]
     part = self._path.with_name(f'{self._path.name}.part')
-    part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    part.write_bytes(b''.join(line + b'\n' for line in kept))
     part.replace(self._path)
     self._events = _event_writer(workdir) if events else None
 
-  def _read(self) -> list[Row]:
-    """The rows; a last line that a kill has cut short is not one."""
+  def _read(self) -> list[tuple[bytes, int]]:
+    """The lines and their epochs; a last line that a kill has cut short is not
+    one."""
     if not self._path.exists():
       return []
     rows = []
-    for i, line in enumerate(self._path.read_text().split('\n')[:-1], 1):
+    for i, line in enumerate(self._path.read_bytes().split(b'\n')[:-1], 1):
       try:
-        rows.append(json.loads(line))
-        int(rows[-1]['epochs_done'])
-      except (ValueError, KeyError, TypeError) as error:
+        done = json.loads(line)['epochs_done']
+        if type(done) is not int:
+          raise TypeError(f'epochs_done is {files.told(done)}')
+        rows.append((line, done))
+      except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise errors.UserError(
           f"'{self._path}', line {i} is damaged ({error!r}); delete the line"
         ) from error
@@ -213,6 +216,29 @@ def result(
     'test_top1': test['top1'],
     'test_top5': test['top5'],
   }
+
+
+def read_result(path: pathlib.Path) -> dict[str, Any]:
+  """The result of a finished run.
+
+  Raises:
+    UserError: `closing` could not tell it.
+  """
+  result = files.read_json(path)
+  try:
+    closing(result)
+  except (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+  ) as error:
+    raise errors.UserError(
+      f"'{path}' is not a result.json of ours ({error!r}); delete it, and the"
+      ' same command makes it again from the last checkpoint'
+    ) from error
+  return result
 
 
 def closing(result: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from dnal_jax import compact, data, errors, models, stages, trees
 from dnal_jax.data import sources, splits
+from dnal_jax.models import limits
 
 # Values that stages refer to, so that one flag sets them in all.
 _SHARED = ('penalty', 'label_smoothing', 'ema', 'nesterov')
@@ -133,6 +134,14 @@ def _check(settings: Settings) -> None:
       raise errors.UserError(f'{key} is {value}; it must be positive')
   if settings.rollbacks < 0:
     raise errors.UserError(f'rollbacks is {settings.rollbacks}; it must be 0+')
+  for key, value, most in (
+    ('network.width', settings.network.width, limits.WIDTH),
+    ('data.classes', settings.classes, limits.CLASSES),
+    ('data.image', images.image, limits.SIDE),
+    ('the length of data.mean', len(images.mean), limits.CHANNELS),
+  ):
+    if value > most:
+      raise errors.UserError(f'{key} is {value}; it must be {most} at most')
   if settings.batch_size % settings.accumulate:
     raise errors.UserError(
       f'batch_size is {settings.batch_size}, which accumulate,'

@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from dnal_jax import cli, errors, folder, lock, progress, report
+from dnal_jax import cli, errors, files, lock, progress, report
 
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON rather than text.')
 
@@ -39,7 +39,7 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
       f"no run in '{workdir}': it has no {progress.NAME}, which a run writes"
       ' when it starts; name the --workdir of one'
     )
-  value = folder.read_json(path)
+  value = files.read_json(path)
   if not isinstance(value, dict) or not value.keys() >= progress.KEYS:
     raise errors.UserError(f"'{path}' is not a {progress.NAME} of ours")
   holder = lock.holder(workdir)

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from dnal_jax import cli, compact, errors, folder, models, settings
+from dnal_jax import architecture, cli, compact, errors, models, settings
 from dnal_jax.models import proxyless
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
@@ -103,8 +103,8 @@ def _network() -> tuple[Any, tuple[int, int, int]]:
     return given
   path = pathlib.Path(_ARCHITECTURE.value)
   if given:
-    return folder.read_learned(path, *given), given[1]
-  return folder.read_architecture(path)
+    return architecture.read_learned(path, *given), given[1]
+  return architecture.read(path)
 
 
 def body(argv: Sequence[str]) -> None:

@@ -48,7 +48,7 @@ def run(
   folder.check(workdir, config)
   if (workdir / 'result.json').exists():
     print(f"'{workdir}' is finished; nothing to do. Its result:\n")
-    return folder.read_json(workdir / 'result.json')
+    return report.read_result(workdir / 'result.json')
   with (
     contextlib.ExitStack() as claimed,
     hosts.losing_none(),

@@ -16,7 +16,7 @@ import pathlib
 import sys
 import time
 
-from dnal_jax import errors, folder, lock
+from dnal_jax import errors, files, lock
 
 # What is on another host.
 ELSEWHERE = {'machine': 'other', 'host': 'other', 'pid': 7}
@@ -29,7 +29,7 @@ def leave(workdir, **changes):
     lock.Lock(workdir).holder, pid=2**22 + 1, born='1', token='dead'
   )
   value = {**dataclasses.asdict(dead), **changes}
-  folder.write_json(workdir / 'lock.json', value, part='test')
+  files.write_json(workdir / 'lock.json', value, part='test')
   return lock.holder(workdir)
 
 

@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 
-from commands import SHORT, fail, metrics, result, succeed
+from commands import ROOT, SHORT, fail, metrics, result, succeed
 import pytest
 
+from configs import quickstart
 import dnal_jax
-from dnal_jax import errors
+from dnal_jax import errors, folder, report
 
 
 @pytest.mark.slow
@@ -160,3 +163,129 @@ def test_missing_or_broken_files_are_named(tmp_path):
   (tmp_path / 'architecture.json').write_text(json.dumps(ARCHITECTURE))
   with pytest.raises(errors.UserError, match='a run writes it when it finish'):
     dnal_jax.load(tmp_path)
+
+
+# The other files that are read back.
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    *(b'', b'null', b'[]', b'{}', b'\xff', b'{"config": 3}', b'{"config": []}'),
+    b'{"config": ' + b'[' * 10**5 + b']' * 10**5 + b'}',
+    b'{"config": {"seed": NaN}}',
+    b'{"config": {}, "config": {}}',
+  ],
+  ids=range(10),
+)
+def test_damaged_config(content, tmp_path):
+  path = tmp_path / 'config.json'
+  path.write_bytes(content)
+  with pytest.raises(errors.UserError, match=f"'{path}' is not .*restore it"):
+    folder.check(tmp_path, {'seed': 0})
+
+
+RESULT = {
+  'network': 'vgg7_digits',
+  'dataset': 'digits',
+  'seed': 0,
+  'baseline': dict.fromkeys(
+    ('params', 'macs', 'reference_params', 'reference_macs'), 9
+  ),
+  'learned': None,
+  'gates': {'total': 5, 'kept': None},
+  'top1': {'final': 0.5},
+  'compact_max_abs_diff': None,
+  'test_top1': 0.25,
+  'test_top5': None,
+}
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'baseline': None},
+    {'baseline': {}},
+    {'baseline': {**RESULT['baseline'], 'macs': '9'}},
+    {'learned': 3},
+    {'learned': {**RESULT['baseline'], 'macs': 'x'}},
+    {'top1': []},
+    {'top1': {'final': 'good'}},
+    {'test_top1': 10**400},
+    {'compact_max_abs_diff': [1]},
+  ],
+  ids=range(9),
+)
+def test_damaged_result(change, tmp_path):
+  path = tmp_path / 'result.json'
+  path.write_text(json.dumps(RESULT))
+  assert report.read_result(path) == RESULT
+  path.write_text(json.dumps({**RESULT, **change}))
+  with pytest.raises(
+    errors.UserError, match=f"'{path}' is not a .*; delete it"
+  ):
+    report.read_result(path)
+  for content in ('[]', '3', '{}', '"text"'):
+    path.write_text(content)
+    with pytest.raises(errors.UserError, match='the same command makes it'):
+      report.read_result(path)
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    *(b'\xff', b'[' * 10**5, b'3', b'[]', b'{}', b'{"epochs_done": "1"}'),
+    *(b'{"epochs_done": 1e999}', b'{"epochs_done": true}'),
+    b'{"epochs_done": ' + b'9' * 5000 + b'}',
+  ],
+  ids=range(9),
+)
+def test_damaged_line_of_metrics(line, tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(b'{"epochs_done": 1}\n' + line + b'\n')
+  with pytest.raises(errors.UserError, match='line 2 is damaged') as told:
+    report.Metrics(tmp_path, 1, events=False)
+  assert str(path) in str(told.value)
+  assert 'delete the line' in str(told.value)
+
+
+def test_metrics_that_are_no_numbers_are_kept(tmp_path):
+  """A validation loss may be NaN, as long as that of training is not."""
+  path = tmp_path / 'metrics.jsonl'
+  row = '{"epochs_done": 1, "validation_loss": NaN}\n'
+  path.write_text(row)
+  report.Metrics(tmp_path, 1, events=False)
+  assert path.read_text() == row
+
+
+def test_commands_tell_it_in_one_message(tmp_path):
+  """A run that has finished, and the summary; no traceback."""
+  config = quickstart.get_config().to_dict()
+  folder.claim(tmp_path, config)
+  (tmp_path / 'result.json').write_text('{"network": 3}')
+  assert 'is not a result.json of ours' in fail(tmp_path)
+  path = tmp_path / 'architecture.json'
+  wide = {**ARCHITECTURE['network'], 'width': 1e9}
+  path.write_text(json.dumps({**ARCHITECTURE, 'network': wide}))
+  done = subprocess.run(
+    (sys.executable, '-m', 'dnal_jax.summary', f'--architecture={path}'),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stderr.startswith(f"error: '{path}': network.width is 1000000000")
+  assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_damaged_result_comes_back_as_the_message_says(tmp_path):
+  succeed(tmp_path, *SHORT)
+  whole = result(tmp_path)
+  (tmp_path / 'result.json').write_text('{}')
+  told = fail(tmp_path, *SHORT)
+  assert 'delete it, and the same command makes it again' in told
+  (tmp_path / 'result.json').unlink()
+  succeed(tmp_path, *SHORT)
+  assert result(tmp_path) == whole

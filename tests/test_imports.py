@@ -10,6 +10,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 # What each module may import of ours, beside `errors` and `trees`.
 MAY_IMPORT = {
   '__init__': {'folder'},
+  'files': set(),
+  'architecture': {'compact', 'files', 'layers', 'models'},
+  'weights': {'compact', 'files'},
   'errors': set(),
   'trees': set(),
   'mesh': set(),
@@ -48,12 +51,14 @@ MAY_IMPORT = {
     'stages',
   },
   'evaluate': {'compact', 'data', 'mesh', 'step'},
-  'folder': {'compact', 'layers', 'models'},
-  'lock': {'folder'},
-  'progress': {'folder', 'lock', 'settings'},
+  'folder': {'architecture', 'files', 'models', 'weights'},
+  'lock': {'files', 'folder'},
+  'progress': {'files', 'lock', 'settings'},
   'output': {
+    'architecture',
     'checkpoint',
     'compact',
+    'files',
     'folder',
     'hosts',
     'layers',
@@ -62,8 +67,9 @@ MAY_IMPORT = {
     'pruning',
     'report',
     'settings',
+    'weights',
   },
-  'report': {'checkpoint', 'compact', 'settings', 'stages'},
+  'report': {'checkpoint', 'compact', 'files', 'settings', 'stages'},
   'settings': {'compact', 'data', 'models', 'stages'},
   'train': {
     'checkpoint',
@@ -89,9 +95,16 @@ MAY_IMPORT = {
   'cli': {'hosts'},
   'main': {'cli', 'data', 'hosts', 'report', 'settings', 'train'},
   'prepare': {'cli', 'data'},
-  'dryrun': {'chips', 'cli', 'folder', 'mesh', 'rehearsal', 'settings'},
-  'status': {'cli', 'folder', 'lock', 'progress', 'report'},
-  'summary': {'cli', 'compact', 'folder', 'models', 'settings'},
+  'dryrun': {
+    'architecture',
+    'chips',
+    'cli',
+    'mesh',
+    'rehearsal',
+    'settings',
+  },
+  'status': {'cli', 'files', 'lock', 'progress', 'report'},
+  'summary': {'architecture', 'cli', 'compact', 'models', 'settings'},
 }
 # The compute core starts fast and runs where TensorFlow is not installed.
 CORE = {

@@ -13,7 +13,7 @@ from locking import ELSEWHERE, leave
 import pytest
 
 from configs import quickstart
-from dnal_jax import errors, folder, lock, progress, settings, status
+from dnal_jax import errors, files, lock, progress, settings, status
 
 
 def ask(*arguments):
@@ -212,8 +212,8 @@ def test_one_on_another_host_is_heard_of_or_not(tmp_path):
     progress.Progress(PARSED, tmp_path, held, 17) as run,
   ):
     run.stage(0, 0)
-    value = folder.read_json(tmp_path / 'status.json')
-  folder.write_json(tmp_path / 'status.json', {**value, 'host': 'other'})
+    value = files.read_json(tmp_path / 'status.json')
+  files.write_json(tmp_path / 'status.json', {**value, 'host': 'other'})
   leave(tmp_path, **ELSEWHERE, heard=lock._now('microseconds'))
   row = status.read(tmp_path)
   assert row['now'] == 'running'

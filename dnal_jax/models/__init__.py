@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from dnal_jax import compact, errors, layers, trees
-from dnal_jax.models import mobilenet_v2, proxyless, resnet, vgg
+from dnal_jax.models import limits, mobilenet_v2, proxyless, resnet, vgg
 
 
 class Network(Protocol):
@@ -148,8 +148,8 @@ def get(name: str) -> Variant:
   known = {**_REGISTERED, **NETWORKS}
   if name not in known:
     raise errors.UserError(
-      f"unknown network '{name}'{errors.did_you_mean(name, known)}. One of your"
-      f" own is known after models.register('{name}', ...)"
+      f'unknown network {name!r}{errors.did_you_mean(name, known)}. One of your'
+      f' own is known after models.register({name!r}, ...)'
     )
   return known[name]
 
@@ -168,6 +168,10 @@ def register(name: str, variant: Variant) -> None:
   if name in NETWORKS:
     raise errors.UserError(
       f"'{name}' is a network of ours; register yours under another name"
+    )
+  if len(name) > limits.NAME:  # else no file with it would be read
+    raise errors.UserError(
+      f"'{name}' is too long a name; make it {limits.NAME} characters at most"
     )
   told = _unfit(variant)
   if told:

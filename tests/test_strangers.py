@@ -1,0 +1,257 @@
+"""Files from strangers: read as what they say, or refused in one message.
+
+`fuzz_files.py` holds the mutations by the thousand; here are those with names.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+from commands import ROOT, fail
+import pytest
+from strangers import UP, VALID, make, refused
+
+import dnal_jax
+from dnal_jax import architecture, errors, files, models, weights
+
+IDS = [0, 5]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  return make(tmp_path)
+
+
+def test_the_folder_loads(workdir):
+  net, variables = dnal_jax.load(workdir)
+  assert dict(net.keep) == dict.fromkeys(VALID['gates'], (0, 5))
+  assert variables['params']['conv3_2']['kernel'].shape == (3, 3, 2, 2)
+
+
+def put(path, value):
+  """A mutation: the value at keys such as 'network.width' is replaced."""
+
+  def mutate(document):
+    *above, last = path.split('.')
+    for key in above:
+      document = document[key]
+    document[int(last) if isinstance(document, list) else last] = value
+
+  return mutate
+
+
+def huge(name):
+  """A mutation: each number is allowed, and the network is not."""
+
+  def mutate(document):
+    document['network'] = {'name': name, 'width': 8, 'classes': 10}
+    document['image_shape'] = [1024, 1024, 3]
+
+  return mutate
+
+
+def drop(path):
+  """A mutation: the last key is not there."""
+
+  def mutate(document):
+    *above, last = path.split('.')
+    for key in above:
+      document = document[key]
+    del document[last]
+
+  return mutate
+
+
+WIDTH = 'network.width is {}; it must be above 0 and 8.0 at most'
+CLASSES = 'network.classes is {}; it must be an integer from 1 to 100,000'
+SIDE = 'image_shape is {}; it must be an integer from 1 to 1,024'
+GATE = "gate 'gate1_1' is {}; it must list integers, each once, ascending"
+
+
+@pytest.mark.parametrize(
+  ('mutate', 'message'),
+  [
+    (put('schema_version', True), 'it has schema_version True; this release'),
+    (put('schema_version', 2), 'this release reads 1: use the release that'),
+    (drop('schema_version'), 'it has schema_version None'),
+    (drop('gates'), "the file lacks the key 'gates'"),
+    (drop('network'), "the file lacks the key 'network'"),
+    (drop('image_shape'), "the file lacks the key 'image_shape'"),
+    (drop('network.width'), "network lacks the key 'width'"),
+    (put('command', 'rm'), "the file has the unknown key 'command'"),
+    (put('network.keep', {}), "network has the unknown key 'keep'"),
+    (put('network', []), 'network is []; it must be an object {name, width'),
+    (put('gates', [IDS]), 'gates is [[0, 5]]; it must be an object'),
+    (put('network.name', 5), 'network.name is 5; it must be a name'),
+    (put('network.name', 'x' * 10**6), 'of at most 100 characters'),
+    (put('network.name', UP), f"unknown network '{UP}'"),
+    (put('network.name', '\x1b[2J'), r"unknown network '\x1b[2J'"),
+    (put('network.name', '__class__'), "unknown network '__class__'"),
+    (put('network.width', 1e9), WIDTH.format('1000000000.0')),
+    (put('network.width', 10**400), 'network.width is 1000000'),
+    (put('network.width', 0), WIDTH.format(0)),
+    (put('network.width', -1.0), WIDTH.format(-1.0)),
+    (put('network.width', True), WIDTH.format(True)),
+    (put('network.width', '1.0'), WIDTH.format("'1.0'")),
+    (put('network.width', None), WIDTH.format(None)),
+    (put('network.classes', 10**9), CLASSES.format(10**9)),
+    (put('network.classes', 0), CLASSES.format(0)),
+    (put('network.classes', 10.0), CLASSES.format(10.0)),
+    (put('network.classes', True), CLASSES.format(True)),
+    (put('image_shape', [8, 8]), 'it must be [height, width, channels]'),
+    (put('image_shape', 'abc'), "image_shape is 'abc'"),
+    (put('image_shape.0', 10**9), SIDE.format(10**9)),
+    (put('image_shape.1', -8), SIDE.format(-8)),
+    (put('image_shape.1', 8.5), SIDE.format(8.5)),
+    (put('image_shape.2', True), 'image_shape[2] is True; it must be an int'),
+    (put('image_shape.2', 65), 'image_shape[2] is 65'),
+    (put('image_shape', [7, 8, 1]), 'too small'),
+    (huge('vgg7_digits'), 'too large to be flattened: 4,194,304 numbers'),
+    (huge('vgg16'), "with layer 'head/fc1' the network has 138,380,"),
+    (drop('gates.gate2_1'), "the file has no gate 'gate2_1'"),
+    (put('gates.' + UP.replace('.', ''), IDS), 'the network has no gate'),
+    (put('gates.' + 'x' * 10**6, IDS), "the network has no gate 'xxx"),
+    (put('gates.gate1_1', [0, 0]), GATE.format([0, 0])),
+    (put('gates.gate1_1', [5, 0]), GATE.format([5, 0])),
+    (put('gates.gate1_1', [0, True]), GATE.format([0, True])),
+    (put('gates.gate1_1', [0.0]), GATE.format([0.0])),
+    (put('gates.gate1_1', [[0]]), GATE.format([[0]])),
+    (put('gates.gate1_1', '05'), GATE.format("'05'")),
+    (put('gates.gate1_1', {'0': 1}), GATE.format({'0': 1})),
+    (put('gates.gate1_1', None), GATE.format(None)),
+    (
+      put('gates.gate1_1', [-1, 5]),
+      "'gate1_1' keeps a channel outside 0 to 31",
+    ),
+    (put('gates.gate1_1', [32]), "'gate1_1' keeps a channel outside 0 to 31"),
+    (put('gates.gate1_1', [10**4000]), 'keeps a channel outside 0 to 31'),
+    (put('gates.gate1_1', list(range(10**6))), 'outside 0 to 31'),
+  ],
+)
+def test_architecture_that_says_nonsense(mutate, message, workdir):
+  document = copy.deepcopy(VALID)
+  mutate(document)
+  (workdir / 'architecture.json').write_text(json.dumps(document))
+  told = refused(workdir)
+  assert message in told
+  assert "architecture.json': " in told
+  fixes = ('restore', 'use the release', 'is known after', 'smaller')
+  assert any(fix in told for fix in fixes)
+
+
+def nested(depth, brackets):
+  return brackets[0] * depth + '0' + brackets[1] * depth
+
+
+def text(old, new):
+  """A mutation of the text of the valid file."""
+  valid = json.dumps(VALID)
+  assert old in valid
+  return valid.replace(old, new, 1).encode()
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'', 'is not JSON'),
+    (b'null', 'the file is None; it must be an object'),
+    (b'[1]', 'the file is [1]; it must be an object'),
+    (b'{"schema_version": 1', 'is not JSON'),
+    (b'\x80\x04\x95\x00.', "is not JSON ('utf-8' codec can't decode"),
+    (b'\xff\xfe{\x00}\x00', "is not JSON ('utf-8' codec can't decode"),
+    (text('1.0', 'NaN'), 'NaN is not a number that JSON has'),
+    (text('1.0', '-Infinity'), '-Infinity is not a number'),
+    (text('1.0', '1e999'), 'network.width is inf; it must be'),
+    (text('1.0', '9' * 5000), 'is not JSON (Exceeds the limit'),
+    (text('"width"', '"name"'), "the key 'name' is there twice"),
+    (text('{', '{"gates": {}, '), "the key 'gates' is there twice"),
+    (text('1.0', nested(10**4, '[]')), 'more than 32 levels of brackets'),
+    (text('1.0', nested(200, '[]')), 'more than 32 levels of brackets'),
+    (
+      text('1.0', '{"a":' * 10**4 + '0' + '}' * 10**4),
+      'more than 32 levels of brackets',
+    ),
+    (text('1.0', '[' + '[],' * 10**5 + '0]'), 'more than 100,000 lists'),
+    (text('1.0', nested(20, '[]')), 'network.width is [[[...]]]; it must be'),
+    (b'[' + b'[],' * 3 * 10**6 + b'0]', 'bytes, and such a file has 8,388,608'),
+    (text('"vgg7_digits"', r'"\ud800"'), r"unknown network '\ud800'"),
+  ],
+  ids=range(19),
+)
+def test_architecture_that_is_no_such_json(content, message, workdir):
+  (workdir / 'architecture.json').write_bytes(content)
+  told = refused(workdir)
+  assert message in told
+  assert 'restore it from a copy' in told or 'models.register' in told
+
+
+def test_what_is_no_file_is_not_read(workdir):
+  """A pipe would be read for ever, and a file of gigabytes into memory."""
+  for name in ('architecture.json', weights.FILE):
+    path = workdir / name
+    whole = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    assert 'it is not a file' in refused(workdir)
+    path.unlink()
+    path.symlink_to('/dev/zero')
+    assert 'it is not a file' in refused(workdir)
+    path.unlink()
+    path.mkdir()
+    assert 'it is not a file' in refused(workdir)
+    path.rmdir()
+    path.write_bytes(whole)
+    with path.open('r+b') as file:
+      file.truncate(20 * 2**30)
+    assert '21,474,836,480 bytes' in refused(workdir)
+    path.write_bytes(whole)
+  dnal_jax.load(workdir)
+
+
+def test_what_is_written_can_be_read(tmp_path):
+  """The largest network there is, at the largest width."""
+  variant = models.get('proxyless')
+  widest = architecture.limits.WIDTH
+  gates = {f'gate{i}': range(60_704 * 8 // 255) for i in range(255)}
+  architecture.write(
+    tmp_path, 'proxyless', widest, variant.classes, (224, 224, 3), gates
+  )
+  size = files.size_of(tmp_path / 'architecture.json')
+  assert size < files.MOST_BYTES
+  with pytest.raises(errors.UserError, match='name; make it 100'):
+    models.register('x' * 101, variant)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'most'),
+  [('network', 9.0, '8.0'), ('data', 1025, '1024')],
+)
+def test_a_run_has_the_limits_of_a_file(key, value, most, tmp_path):
+  flag = {'network': 'network.width', 'data': 'data.image'}[key]
+  told = fail(tmp_path / 'run', f'--config.{flag}={value}')
+  assert f'{flag} is {value}; it must be {most} at most' in told
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutations(tmp_path):
+  """Each is read as what it says or refused, within five seconds of CPU, and
+  memory stays below 1 GiB."""
+  done = subprocess.run(
+    (sys.executable, ROOT / 'tests/fuzz_files.py', '10000', '1000', tmp_path),
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=1200,
+  )
+  assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+  told = json.loads(done.stdout.splitlines()[-1])
+  assert told['architectures'] >= 10_000
+  assert told['weights'] >= 1_000
+  assert 100 < told['architectures_read'] < 5_000
+  assert 100 < told['weights_read'] < 900
+  assert told['slowest_process_time'] < 5
+  assert told['peak_bytes'] < 2**30
