@@ -179,7 +179,7 @@ def test_writing_takes_a_hundredth_of_the_time_at_most(
     lock.Lock(tmp_path) as held,
     progress.Progress(PARSED, tmp_path, held, 17) as run,
   ):
-    monkeypatch.setattr(folder, 'write_json', slowly)
+    monkeypatch.setattr(files, 'write_json', slowly)
     run.stage(0, 0)
     for _ in range(100):
       for _ in range(3):
