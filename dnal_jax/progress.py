@@ -28,6 +28,7 @@ Figures that are not known yet are null; times are ISO 8601, UTC.
 from collections.abc import Mapping
 import contextlib
 import datetime
+import math
 import pathlib
 import sys
 import time
@@ -101,7 +102,8 @@ class Progress:
   def steps(self, done: int, metrics: Mapping[str, Any]) -> None:
     """So many more steps done; metrics of the last of them."""
     self._done, self._ended = self._done + done, False
-    self._loss = float(metrics['loss']) / self._batch_size
+    loss = float(metrics['loss']) / self._batch_size
+    self._loss = loss if math.isfinite(loss) else None  # JSON has no NaN
     now = time.perf_counter()
     if self._first is None:  # what comes before is compiling
       self._first = self._mark = (now, self._done)

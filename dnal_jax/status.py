@@ -24,7 +24,12 @@ from absl import flags
 
 from dnal_jax import cli, errors, files, lock, progress, report
 
-_JSON = flags.DEFINE_bool('json', False, 'Print JSON rather than text.')
+_JSON = flags.DEFINE_bool(
+  'json',
+  False,
+  'Print JSON rather than text.',
+  allow_override=True,  # where another command of ours is imported, too
+)
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:

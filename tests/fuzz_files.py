@@ -283,7 +283,9 @@ def main(architectures: int, weight_files: int, folder: pathlib.Path) -> None:
       content = octets(rng, of_weights, most=most)
     fuzz.weights(bytes(content))
 
-  kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  # Not of getrusage, which counts what the parent had at the fork.
+  status = pathlib.Path('/proc/self/status').read_text()
+  kilobytes = int(re.search(r'VmHWM:\s+(\d+) kB', status)[1])
   told = {**fuzz.count, **fuzz.slowest, 'peak_bytes': 1024 * kilobytes}
   print(json.dumps(told))
 

@@ -98,7 +98,7 @@ def test_failed_run_tells_why_and_two_folders_at_once(tmp_path):
   assert done.returncode == 2
   text, value = told(workdir)
   assert value['now'] == 'failed'
-  assert 'failed: the loss is nan in stage' in text
+  assert 'failed: the loss is nan, not finite in stage' in text
   asked = ask(workdir, tmp_path / 'none')
   assert asked.returncode == 2
   assert 'failed' in asked.stdout
