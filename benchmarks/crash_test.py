@@ -19,6 +19,7 @@ must never end in another result. Exit code 1 if one does.
 """
 
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -102,7 +103,8 @@ def kill(workdir, seconds, rng):
   try:
     process.communicate(timeout=pause)
   except subprocess.TimeoutExpired:
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+      os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
   return process.returncode == -signal.SIGKILL
 
