@@ -134,3 +134,11 @@ def metrics(workdir):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   rows = [json.loads(n) for n in lines]
   return [{k: v for k, v in r.items() if 'per_second' not in k} for r in rows]
+
+
+def assert_same(a, b):
+  """Two runs left the same, byte for byte, times apart."""
+  assert result(a) == result(b)
+  assert metrics(a) == metrics(b)
+  for file in ('architecture.json', 'model/variables.safetensors'):
+    assert (a / file).read_bytes() == (b / file).read_bytes()

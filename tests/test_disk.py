@@ -5,7 +5,14 @@ import os
 import re
 import subprocess
 
-from commands import ROOT, SHORT, command, fail, metrics, result, succeed
+from commands import (
+  ROOT,
+  SHORT,
+  assert_same,
+  command,
+  fail,
+  succeed,
+)
 import pytest
 
 FLAGS = (*SHORT, '--config.checkpoint_steps=4')
@@ -47,13 +54,6 @@ def alone(tmp_path_factory):
   return workdir
 
 
-def check_same(workdir, alone):
-  assert result(workdir) == result(alone)
-  assert metrics(workdir) == metrics(alone)
-  for file in ('architecture.json', 'model/variables.safetensors'):
-    assert (workdir / file).read_bytes() == (alone / file).read_bytes()
-
-
 @pytest.mark.slow
 @pytest.mark.xdist_group('disk')
 def test_a_disk_that_is_too_small_for_a_checkpoint(alone, tmp_path):
@@ -63,7 +63,7 @@ def test_a_disk_that_is_too_small_for_a_checkpoint(alone, tmp_path):
     assert not (workdir / 'result.json').exists()
     enlarge('64m')
     assert 'going on with' in succeed(workdir, *FLAGS)
-    check_same(workdir, alone)
+    assert_same(workdir, alone)
 
 
 @pytest.mark.slow
@@ -94,4 +94,4 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save(alone, tmp_path):
     assert told.strip().splitlines()[-1].startswith('error: ')
     filler.unlink()
     assert 'going on with' in succeed(workdir, *FLAGS)
-    check_same(workdir, alone)
+    assert_same(workdir, alone)

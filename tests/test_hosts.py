@@ -3,7 +3,16 @@
 import signal
 import time
 
-from commands import SHORT, Processes, command, fail, metrics, result, succeed
+from commands import (
+  SHORT,
+  Processes,
+  assert_same,
+  command,
+  fail,
+  metrics,
+  result,
+  succeed,
+)
 import pytest
 
 from dnal_jax import hosts
@@ -18,14 +27,6 @@ STAGES = (
 
 def two(workdir, *flags):
   return Processes(*[command(workdir, *STAGES, *flags)] * 2)
-
-
-def same(a, b):
-  """Byte for byte, times apart."""
-  assert result(a) == result(b)
-  assert metrics(a) == metrics(b)
-  for file in ('architecture.json', 'model/variables.safetensors'):
-    assert (a / file).read_bytes() == (b / file).read_bytes()
 
 
 @pytest.mark.slow
@@ -61,7 +62,7 @@ def test_two_processes_survive_what_befalls_one(tmp_path):
         assert 'the same command' in last.lower()
   for code, out, err in two(hurt).ended():
     assert code == 0, (out, err)
-  same(hurt, alone)
+  assert_same(hurt, alone)
 
 
 @pytest.mark.slow

@@ -7,7 +7,16 @@ import signal
 import subprocess
 import textwrap
 
-from commands import KEYS, ROOT, SHORT, command, metrics, result, succeed
+from commands import (
+  KEYS,
+  ROOT,
+  SHORT,
+  assert_same,
+  command,
+  metrics,
+  result,
+  succeed,
+)
 import jax
 import numpy as np
 import pytest
@@ -117,14 +126,6 @@ def test_killed_runs_end_as_if_undisturbed(demo, tmp_path):
     assert code == -signal.SIGKILL
   assert 'going on with' in succeed(killed)
   assert_same(killed, demo[0])
-
-
-def assert_same(a, b):
-  """To the last digit, times apart."""
-  assert result(a) == result(b)
-  assert metrics(a) == metrics(b)
-  for file in ('architecture.json', 'model/variables.safetensors'):
-    assert (a / file).read_bytes() == (b / file).read_bytes()
 
 
 @pytest.mark.slow
