@@ -86,31 +86,15 @@ def train_step(
   tx = stage.optimizer(_flat(state.params, state.logits), steps_per_epoch)
   trained, frozen = _split(stage, state.params, state.logits)
 
-  def loss_fn(trained: dict[str, Any], batch: Batch):
-    tree = trees.unflatten({**trained, **frozen})
-    logits = tree.get('gates', {})
-    gates = stage.gates(logits, state.step // steps_per_epoch)
-    variables = {
-      'params': tree['params'],
-      'gates': gates,
-      'batch_stats': state.batch_stats,
-    }
-    scores, updated = net.apply(
-      variables, batch.image, train=True, mutable=['batch_stats']
-    )
-    losses = cross_entropy(scores, batch.label, stage.label_smoothing)
-    gate_sum = gating.penalty(logits)
-    metrics = {
-      'loss': losses.sum(),
-      'correct': (scores.argmax(-1) == batch.label).sum(),
-      'gate_sum': gate_sum,
-    }
-    if stage.delta_end is not None:
-      metrics['gates'] = gating.census(gates)
-    total = losses.mean() + stage.penalty * gate_sum
-    return total, (updated['batch_stats'], metrics)
-
-  gradients = partial(jax.grad(loss_fn, has_aux=True), trained)
+  loss = partial(
+    _loss,
+    frozen=frozen,
+    batch_stats=state.batch_stats,
+    epoch=state.step // steps_per_epoch,
+    net=net,
+    stage=stage,
+  )
+  gradients = partial(jax.grad(loss, has_aux=True), trained)
   if accumulate == 1:
     grads, (batch_stats, metrics) = gradients(batch)
   else:
@@ -159,6 +143,42 @@ def cross_entropy(
     return losses
   evenly = -jax.nn.log_softmax(scores).mean(-1)
   return (1 - smoothing) * losses + smoothing * evenly
+
+
+def _loss(
+  trained: dict[str, Any],
+  batch: Batch,
+  *,
+  frozen: dict[str, Any],
+  batch_stats: Any,
+  epoch: jax.Array,
+  net: Any,
+  stage: Stage,
+) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+  """What is differentiated by `trained`; beside it the updated statistics and
+  the metrics."""
+  tree = trees.unflatten({**trained, **frozen})
+  logits = tree.get('gates', {})
+  gates = stage.gates(logits, epoch)
+  variables = {
+    'params': tree['params'],
+    'gates': gates,
+    'batch_stats': batch_stats,
+  }
+  scores, updated = net.apply(
+    variables, batch.image, train=True, mutable=['batch_stats']
+  )
+  losses = cross_entropy(scores, batch.label, stage.label_smoothing)
+  gate_sum = gating.penalty(logits)
+  metrics = {
+    'loss': losses.sum(),
+    'correct': (scores.argmax(-1) == batch.label).sum(),
+    'gate_sum': gate_sum,
+  }
+  if stage.delta_end is not None:
+    metrics['gates'] = gating.census(gates)
+  total = losses.mean() + stage.penalty * gate_sum
+  return total, (updated['batch_stats'], metrics)
 
 
 def _in_parts(gradients, batch: Batch, parts: int) -> tuple[Any, Any, Any]:
