@@ -4,7 +4,7 @@ The position (JSON) is read first; it tells which channels the arrays have, so
 that they are restored into the shapes of that network and no others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import errno
@@ -22,112 +22,27 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dnal_jax import errors, hosts
+from dnal_jax.position import Position
 
 
-@dataclasses.dataclass
-class Position:
-  """Where a run stands, and the figures so far. JSON on disk."""
+class _Stay(ocp.checkpoint_managers.LatestN):
+  """Which checkpoints stay when another is saved."""
 
-  stage: int = 0
-  epoch: int = 0  # of that stage, done
-  step: int = 0  # of the epoch, done
-  sums: dict[str, float] = dataclasses.field(default_factory=dict)  # over them
-  keep: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-  stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-  top1: dict[str, float | None] = dataclasses.field(
-    default_factory=lambda: dict.fromkeys(
-      ('warmup', 'gated', 'pruned', 'compact', 'final')
-    )
-  )
-  compact_max_abs_diff: float | None = None
-  images: int = 0  # to train on
-  rollbacks: int = 0  # times the run went back since numbers were not finite
-  lr_factor: float = 1.0  # of this stage's learning rates, because of that
-  # Of each process: by split, the records that it has found to be broken. One
-  # may fail in some crops only, so another's knowledge would change a batch.
-  broken: list[dict[str, list[int]]] = dataclasses.field(default_factory=list)
+  def __init__(self):
+    super().__init__(n=2)
+    self.best: int | None = None
 
-  @property
-  def epochs_done(self) -> int:
-    """In all stages."""
-    before = self.stages[: self.stage]
-    return sum(stage['epochs'] for stage in before) + self.epoch
-
-  def next_stage(self) -> None:
-    """At the beginning of the next one; `begin_stage` follows."""
-    self.stage, self.epoch, self.lr_factor = self.stage + 1, 0, 1.0
-
-  def begin_stage(self, name: str, epochs: int, steps: int) -> None:
-    """Adds the entry of a stage to the result; an epoch fills it in."""
-    self.stages.append(
-      {
-        'name': name,
-        'epochs': epochs,
-        'steps': steps,
-        'seconds': 0.0,
-        'train_loss': None,
-      }
-    )
-
-  def add(self, steps: list[dict[str, Any]], seconds: float) -> None:
-    """Counts in the metrics of steps that were done, one after the other, so
-    that the sums are the same wherever a run was interrupted."""
-    sums = self.sums or {'loss': 0.0, 'correct': 0.0, 'seconds': 0.0}
-    for metrics in steps:
-      sums['loss'] += float(metrics['loss'])
-      sums['correct'] += float(metrics['correct'])
-    sums['seconds'] += seconds
-    sums['gate_sum'] = float(steps[-1]['gate_sum'])
-    self.sums = sums
-    self.step += len(steps)
-
-  def slower_than(self, before: 'Position') -> float:
-    """Halves the learning rates with which a run got to `before`, from where
-    it went back to here; returns the factor."""
-    self.rollbacks, self.lr_factor = before.rollbacks + 1, before.lr_factor / 2
-    return self.lr_factor
-
-  def end_epoch(self) -> dict[str, float]:
-    """The sums over the epoch that is done; the next begins."""
-    sums, self.sums = self.sums, {}
-    self.epoch, self.step = self.epoch + 1, 0
-    return sums
-
-  def check(self, title: str, images: int) -> None:
-    """Raises UserError if the data has changed since the run began."""
-    if images != self.images:
-      raise errors.UserError(
-        f"'{title}' had {self.images} images to train on when this run began,"
-        f' now it has {images}; bring it back, or choose another --workdir'
-      )
-
-  def broken_for(self, process: int, processes: int) -> dict[str, list[int]]:
-    """What that process knew; of another number of them, what any knew."""
-    if len(self.broken) == processes:
-      return self.broken[process]
-    return {
-      split: sorted({n for found in self.broken for n in found[split]})
-      for split in (self.broken[0] if self.broken else ())
-    }
-
-  def record(
-    self, loss: float, seconds: float, point: str | None, top1: float
-  ) -> None:
-    """What an epoch leaves in the result; `point` is a key of `top1`."""
-    self.stages[-1]['train_loss'] = loss
-    self.stages[-1]['seconds'] += seconds
-    if point is not None:
-      self.top1[point] = top1
-
-  def told(self) -> str:
-    """Where in the stage, for people."""
-    of = f'{self.epoch} of {self.stages[-1]["epochs"]} epochs'
-    return f'{of} and {self.step} steps done' if self.step else f'{of} done'
-
-  @classmethod
-  def from_json(cls, value: dict[str, Any]) -> 'Position':
-    keep = {gate: tuple(ids) for gate, ids in value['keep'].items()}
-    return cls(**{**value, 'keep': keep})
+  def should_preserve(
+    self,
+    checkpoints: Sequence[ocp.checkpoint_managers.PolicyCheckpointInfo],
+    *,
+    context: ocp.checkpoint_managers.PreservationContext,
+  ) -> Sequence[bool]:
+    latest = super().should_preserve(checkpoints, context=context)
+    return [
+      new or one.step == self.best
+      for new, one in zip(latest, checkpoints, strict=True)
+    ]
 
 
 class Damaged(Exception):
@@ -135,7 +50,8 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-  """The newest two checkpoints in a folder, numbered in order of the run.
+  """Checkpoints in a folder, by their `Position.number`: the newest two, and
+  the best by validation.
 
   Beside the arrays stands what they were: paths, shapes, dtypes and CRC-32 of
   the bytes, and a digest of that and of the position.
@@ -144,16 +60,17 @@ class Checkpoints:
   def __init__(self, directory: pathlib.Path):
     self._directory = directory
     self._needed = 0  # bytes of a checkpoint
+    self._stay = _Stay()
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
       item_handlers={
         'state': ocp.StandardCheckpointHandler(),
         'position': ocp.JsonCheckpointHandler(),
       },
-      options=ocp.CheckpointManagerOptions(max_to_keep=2),
+      options=ocp.CheckpointManagerOptions(preservation_policy=self._stay),
     )
 
-  def save(self, number: int, state: Any, position: Position) -> None:
+  def save(self, state: Any, position: Position) -> None:
     """Starts saving; a half-written checkpoint is never taken for one.
 
     Raises:
@@ -169,9 +86,10 @@ class Checkpoints:
       'position': dataclasses.asdict(position),
       'leaves': {key: _told(leaf) for key, leaf in tree.items()},
     }
+    self._stay.best = position.best['number'] if position.best else None
     with self._disk():
       self._manager.save(
-        number,
+        position.number,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(tree),
           position=ocp.args.JsonSave({**told, 'digest': _digest(told)}),

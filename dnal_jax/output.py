@@ -24,7 +24,7 @@ from dnal_jax import (
   report,
   weights,
 )
-from dnal_jax.checkpoint import Position
+from dnal_jax.position import Position
 from dnal_jax.pruning import Subnet
 from dnal_jax.settings import Settings
 

@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 
 from dnal_jax import compact, errors, files
-from dnal_jax.checkpoint import Position
+from dnal_jax.position import Position
 from dnal_jax.settings import Settings
 from dnal_jax.stages import Stage
 
@@ -212,6 +212,7 @@ def result(
     'gates': {'total': gates, 'kept': kept},
     'top1': {**position.top1, 'final': final['top1']},
     'top5': {'final': final['top5']},
+    'best_checkpoint': position.best,
     'compact_max_abs_diff': position.compact_max_abs_diff,
     'test_top1': test['top1'],
     'test_top5': test['top5'],

@@ -31,6 +31,7 @@ from dnal_jax import (
   step,
 )
 from dnal_jax.data import sources
+from dnal_jax.position import Position
 from dnal_jax.settings import Settings
 from dnal_jax.stages import Stage
 
@@ -128,7 +129,7 @@ class _Run:
   def _resume_or_start(self) -> None:
     found = self.checkpoints.newest(self._shapes_at)
     if found is None:
-      self._at(checkpoint.Position(images=self.source.images))
+      self._at(Position(images=self.source.images))
       image = jnp.zeros((1, *self.settings.image_shape))
       key = jax.random.key(self.settings.seed)
       start = mesh.jit_whole(self.network.net.init)(key, image)
@@ -141,11 +142,11 @@ class _Run:
     self.source.broken.update(broken)
     print(f'going on with {self._where()}')
 
-  def _at(self, position: checkpoint.Position) -> None:
+  def _at(self, position: Position) -> None:
     self.position = position
     self.network.cut(position.keep)
 
-  def _shapes_at(self, position: checkpoint.Position) -> step.State:
+  def _shapes_at(self, position: Position) -> step.State:
     """Shapes and places of the state that is saved there."""
     self._at(position)
     shapes = self.network.walk.shapes
@@ -170,22 +171,17 @@ class _Run:
     self._begin(*parts)
     self._save()
 
-  def _steps_done(self) -> int:
-    return self.position.epochs_done * self.steps_per_epoch + self.position.step
-
   def _save(self) -> None:
     self.position.broken = hosts.everyone(self.source.broken)
-    # A stage's entry and each of its steps have a number of their own.
-    number = self._steps_done() + self.position.stage
     self.output.check()
-    self.checkpoints.save(number, self.state, self.position)
+    self.checkpoints.save(self.state, self.position)
     self.saved = f'the last checkpoint is of {self._where()}'
 
   # Training.
 
   def _train_stage(self) -> None:
-    position, done = self.position, self._steps_done()
-    done_of_stage = position.epoch * self.steps_per_epoch + position.step
+    position, done = self.position, self.position.steps_done
+    done_of_stage = position.steps_of_stage
     compiled = engine.CompiledStage(
       self.network.net,
       self.stage,
@@ -250,7 +246,7 @@ class _Run:
       steps = min(every - position.step % every, left)
       with self.profile.record(self.stage.name, steps, stage.text) as steps:
         started = time.perf_counter()
-        first = position.epoch * self.steps_per_epoch + position.step + 1
+        first = position.steps_of_stage + 1
         self.state, metrics = stage.train(
           self.state, inputs, steps=steps, told=bar.steps, stop=self.stop
         )

@@ -22,7 +22,8 @@ LONG = (
 KEYS = {
   *('network', 'dataset', 'seed', 'stages', 'rollbacks'),
   *('baseline', 'learned', 'gates'),
-  *('top1', 'top5', 'compact_max_abs_diff', 'test_top1', 'test_top5'),
+  *('top1', 'top5', 'best_checkpoint', 'compact_max_abs_diff'),
+  *('test_top1', 'test_top5'),
 }
 
 

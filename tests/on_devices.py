@@ -19,11 +19,11 @@ import numpy as np
 
 from configs import quickstart
 from dnal_jax import (
-  checkpoint,
   engine,
   gating,
   hlo,
   hosts,
+  position,
   pruning,
   settings,
   train,
@@ -70,7 +70,7 @@ def main():
   hosts.join('auto', **dict.fromkeys(alone))
   losses, moved = [], {}
   threshold = [float(told) for told in threshold]
-  add, steps = checkpoint.Position.add, engine.CompiledStage.train
+  add, steps = position.Position.add, engine.CompiledStage.train
 
   def recorded(self, metrics, seconds):
     losses.extend(float(step['loss']) for step in metrics)
@@ -90,7 +90,7 @@ def main():
     return pruned(network, params, logits, batch_stats, cut, **kwargs)
 
   pruned, pruning.prune = pruning.prune, prune
-  checkpoint.Position.add = recorded
+  position.Position.add = recorded
   engine.CompiledStage.train = looked_at
   values = config(network)
   workdir = pathlib.Path(folder)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dnal_jax import errors
-from dnal_jax.checkpoint import Checkpoints, Position
+from dnal_jax.checkpoint import Checkpoints
+from dnal_jax.position import Position
 
 # Of reads that orbax has begun when another one turns out to fail.
 pytestmark = pytest.mark.filterwarnings(
@@ -43,9 +44,10 @@ def saved(tmp_path_factory):
   for i in (1, 2):
     keep = {'gate1': (0, 2, i)}
     position = Position(
-      step=i, keep=keep, sums={'loss': 0.1 * i, 'nan': 1e-300}
+      step=10 * i, keep=keep, sums={'loss': 0.1 * i, 'nan': 1e-300}
     )
-    checkpoints.save(10 * i, state(i), position)
+    position.begin_stage('warmup', epochs=1, steps=100)
+    checkpoints.save(state(i), position)
   checkpoints.close()
   return folder
 
@@ -73,6 +75,46 @@ def test_what_was_saved_comes_back(saved):
 
 def test_an_empty_folder_has_none(tmp_path):
   assert newest(tmp_path / 'checkpoints') is None
+
+
+def test_the_newest_two_stay_and_the_best_of_the_stage(tmp_path):
+  folder = tmp_path / 'checkpoints'
+  position = Position()
+
+  def save_all(*stages):
+    """Accuracies by epoch, each saved in the middle and at the end."""
+    checkpoints = Checkpoints(folder)
+    for name, accuracies in stages:
+      position.begin_stage(name, epochs=len(accuracies), steps=99)
+      for top1 in accuracies:
+        position.step += 1
+        checkpoints.save(state(position.number), position)
+        position.end_epoch()
+        position.record(loss=0.0, seconds=0.0, point=None, top1=top1)
+        checkpoints.save(state(position.number), position)
+      if name != 'finetune':
+        position.next_stage()
+    checkpoints.close()
+    return sorted(int(path.name) for path in folder.iterdir())
+
+  # Steps of an epoch are 33: the best ends at 66.
+  assert save_all(('warmup', [0.5, 0.9, 0.7])) == [66, 67, 99]
+  best = {'number': 66, 'stage': 'warmup', 'epoch': 2, 'validation_top1': 0.9}
+  assert position.best == best
+  # Of the next stage, whose beginning has a number of its own, at whatever
+  # accuracy; and of equals the later.
+  assert save_all(('search', [0.3, 0.3, 0.2])) == [100 + 66, 100 + 67, 199]
+  assert position.best['number'] == 166
+  assert save_all(('finetune', [0.8, 0.1, 0.2])) == [200 + 33, 267, 299]
+
+  # It is what is left when both of the newest are damaged.
+  for name in ('267', '299'):
+    for file in (folder / name).rglob('*'):
+      if file.is_file():
+        file.write_bytes(file.read_bytes()[:-5])
+  got, whole = newest(folder)
+  assert got.number == 233
+  assert equal(whole, state(233))
 
 
 def damage(file, how, rng):
@@ -104,11 +146,11 @@ def test_a_damaged_checkpoint_never_comes_back_as_another(
     shutil.copytree(saved, folder)
     damage(folder / name, how, rng)
     position, got = newest(folder)
-    assert position.step in (1, 2), name
-    assert equal(got, state(position.step)), name
+    assert position.step in (10, 20), name
+    assert equal(got, state(position.step // 10)), name
     told = capsys.readouterr().out
-    assert (f"'{folder}/20'" in told) == (position.step == 1)
-    if position.step == 1:
+    assert (f"'{folder}/20'" in told) == (position.step == 10)
+    if position.step == 10:
       older += 1
       # The number is free again, and nothing is lost.
       assert not (folder / '20').exists()
