@@ -1,23 +1,28 @@
 """Runs that are hurt at random moments, beside one that is left alone.
 
-  python benchmarks/crash_test.py 50 [SEED]
+  python benchmarks/crash_test.py 50 [--seed=0] [--kinds=kill,flip,...]
 
 Each try is a run of the demo's network through all stages and the cut, with a
-checkpoint every 5 steps. Two times it is killed (SIGKILL to the whole process
-group): at any moment, while a checkpoint is being written, or around the cut;
-then it runs to its end. Weights, architecture, metrics and result must be those
-of the run that was left alone, byte for byte, times apart. Every other kind of
-try also hurts what a kill has left:
+checkpoint every 5 steps. Two times it is hit: at any moment, while a checkpoint
+is being written, or around the cut; then it runs to its end. Weights,
+architecture, metrics and result must be those of the run that was left alone,
+byte for byte, times apart. A hit, by kind of try, is
 
-  kill      nothing else
-  flip      a bit of a file of a checkpoint is flipped
-  cut       a file of a checkpoint is cut short
-  clock     all files are of a random day within a year from now
+  kill      SIGKILL to the whole process group
+  flip      the same, and a bit of a file of a checkpoint is flipped
+  cut       the same, and a file of a checkpoint is cut short
+  times     the same, and all files are of a random day within a year from now
+  clock     the same, and the clock jumps by days every second, in all runs of
+            the try (needs a C compiler)
+  full      the disk is filled up until the run has ended by itself, with a
+            message that names the folder (root only: a small disk is mounted)
+  readonly  nothing in the folder may be written any more, likewise
 
 A try may also end by refusing to go on, with a message that names the file; it
 must never end in another result. Exit code 1 if one does.
 """
 
+import argparse
 import collections
 import contextlib
 import hashlib
@@ -43,26 +48,67 @@ FLAGS = (
   '--config.stages.search.epochs=3',
   '--config.stages.finetune.epochs=3',
 )
-KINDS = ('kill', 'flip', 'cut', 'clock')
-KILLS = 2  # of each try
+KINDS = ('kill', 'flip', 'cut', 'times', 'clock', 'full', 'readonly')
+HITS = 2  # of each try
+HANGS = 600  # seconds after which a run that was hit has not ended by itself
+DISK = '64m'
 
 
-def start(workdir):
-  return subprocess.Popen(
-    [sys.executable, '-m', 'dnal_jax.main', *FLAGS, f'--workdir={workdir}'],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
+class Run:
+  """A process that works in a folder."""
 
+  def __init__(self, workdir, clock=None):
+    self.workdir = workdir
+    self._process = subprocess.Popen(
+      [sys.executable, '-m', 'dnal_jax.main', *FLAGS, f'--workdir={workdir}'],
+      cwd=ROOT,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+      # libtpu, where it is installed without a TPU, would end itself as soon
+      # as the clock jumps by two minutes.
+      env={
+        'JAX_PLATFORMS': 'cpu',
+        **os.environ,
+        **({'LD_PRELOAD': str(clock)} if clock else {}),
+      },
+    )
 
-def to_the_end(workdir):
-  """(exit code, what was told as an error)."""
-  process = start(workdir)
-  _, told = process.communicate()
-  return process.returncode, told
+  def end(self, seconds=HANGS):
+    """(exit code, what was told as an error) once it has ended by itself."""
+    try:
+      _, told = self._process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+      self.kill()
+      return None, f'had not ended after {seconds} s'
+    return self._process.returncode, told
+
+  def kill(self):
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+      os.killpg(self._process.pid, signal.SIGKILL)
+    self._process.communicate()
+
+  def reaches_a_moment(self, seconds, rng):
+    """Waits for a random one of a run of so many seconds; False if it ended."""
+    awaited = rng.choice((None, self._saves, self._cuts))
+    pause = rng.uniform(0, seconds)
+    if awaited == self._cuts:
+      pause = rng.uniform(0, 0.3 * seconds)
+    elif awaited == self._saves:
+      time.sleep(rng.uniform(0, seconds))  # not always the first
+      pause = 0
+    while awaited and self._process.poll() is None and not awaited():
+      time.sleep(0.001)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self._process.wait(timeout=pause)
+    return self._process.poll() is None
+
+  def _saves(self):
+    return any((self.workdir / 'checkpoints').glob('*tmp*'))
+
+  def _cuts(self):
+    return (self.workdir / 'architecture.json').exists()
 
 
 def digest(workdir):
@@ -80,100 +126,175 @@ def digest(workdir):
   return hashlib.sha256(content).hexdigest()
 
 
-def saving(workdir):
-  return any((workdir / 'checkpoints').glob('*tmp*'))
+# What is done to a folder, after a kill or while a run goes on.
 
 
-def cutting(workdir):
-  return (workdir / 'architecture.json').exists()
-
-
-def kill(workdir, seconds, rng):
-  """Starts the run and kills it; False if it ended before."""
-  process = start(workdir)
-  awaited = rng.choice((None, saving, cutting))
-  pause = rng.uniform(0, seconds)
-  if awaited is cutting:
-    pause = rng.uniform(0, 0.3 * seconds)
-  elif awaited is saving:
-    pause = 0
-    time.sleep(rng.uniform(0, seconds))  # not always the first
-  while awaited and process.poll() is None and not awaited(workdir):
-    time.sleep(0.001)
-  try:
-    process.communicate(timeout=pause)
-  except subprocess.TimeoutExpired:
-    with contextlib.suppress(ProcessLookupError):  # it has just ended
-      os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-  return process.returncode == -signal.SIGKILL
-
-
-def hurt(workdir, kind, rng):
-  """Does to the folder what the kind of try says."""
-  files = sorted(f for f in workdir.rglob('*') if f.is_file())
-  if kind == 'clock':
-    for file in files:
-      when = time.time() + rng.uniform(-1, 1) * 365 * 86400
-      os.utime(file, (when, when))
-    return
-  saved = [f for f in files if 'checkpoints' in f.parts and f.stat().st_size]
-  if kind == 'kill' or not saved:
-    return
-  file = rng.choice(saved)
-  content = bytearray(file.read_bytes())
-  if kind == 'flip':
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-  else:
-    content = content[: rng.randrange(len(content))]
+def flip(workdir, rng):
+  file, content = _of_a_checkpoint(workdir, rng)
+  content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
   file.write_bytes(content)
 
 
-def attempt(workdir, kind, seconds, rng):
-  """(what came of it, how often it was killed, what was told)."""
-  killed = 0
-  for _ in range(KILLS):
-    if kill(workdir, seconds, rng):
-      killed += 1
-      hurt(workdir, kind, rng)
-  code, told = to_the_end(workdir)
+def cut(workdir, rng):
+  file, content = _of_a_checkpoint(workdir, rng)
+  file.write_bytes(content[: rng.randrange(len(content))])
+
+
+def _of_a_checkpoint(workdir, rng):
+  files = (workdir / 'checkpoints').rglob('*')
+  file = rng.choice(
+    sorted(f for f in files if f.is_file() and f.stat().st_size)
+  )
+  return file, bytearray(file.read_bytes())
+
+
+def times(workdir, rng):
+  for file in workdir.rglob('*'):
+    when = time.time() + rng.uniform(-1, 1) * 365 * 86400
+    os.utime(file, (when, when))
+
+
+LATER = {'flip': flip, 'cut': cut, 'times': times}
+
+
+@contextlib.contextmanager
+def full(workdir):
+  filler = workdir.parent / 'filler'
+  with contextlib.suppress(OSError), filler.open('wb', 0) as file:
+    while True:
+      file.write(bytes(4096))
+  yield
+  filler.unlink()
+
+
+@contextlib.contextmanager
+def readonly(workdir):
+  # Permissions do not stop root, who has a flag for that.
+  root = os.geteuid() == 0
+  forbid, allow = ('+i', '-i') if root else ('a-w', 'u+w')
+  command = 'chattr' if root else 'chmod'
+  # What is deleted meanwhile is of no consequence.
+  subprocess.run([command, '-fR', forbid, workdir], check=False)
+  try:
+    yield
+  finally:
+    subprocess.run([command, '-fR', allow, workdir], check=False)
+
+
+MEANWHILE = {'full': full, 'readonly': readonly}
+
+
+@contextlib.contextmanager
+def small_disk(folder):
+  folder.mkdir()
+  mount = ('mount', '-t', 'tmpfs', '-o', f'size={DISK}', 'tmpfs', folder)
+  subprocess.run(mount, check=True, capture_output=True)
+  try:
+    yield
+  finally:
+    subprocess.run(('umount', folder), check=True)
+
+
+def attempt(workdir, kind, seconds, clock, rng):
+  """(what came of it, how often it was hit, what was told)."""
+  hits = 0
+  for _ in range(HITS):
+    run = Run(workdir, clock)
+    if not run.reaches_a_moment(seconds, rng):
+      run.end()
+      continue
+    hits += 1
+    if kind in MEANWHILE:
+      with MEANWHILE[kind](workdir):
+        code, told = run.end()
+      # 0: what was left to do needed nothing of the disk.
+      if code != 0 and (code != 2 or str(workdir) not in told):
+        return 'failed', hits, f'{code}: {told}'
+      continue
+    run.kill()
+    if kind in LATER and any((workdir / 'checkpoints').glob('*/*')):
+      LATER[kind](workdir, rng)
+  code, told = Run(workdir, clock).end()
   if code == 0:
-    return digest(workdir), killed, ''
+    return digest(workdir), hits, ''
   named = str(workdir / 'checkpoints') in told
-  return ('refused' if code == 2 and named else 'failed'), killed, told
+  return ('refused' if code == 2 and named else 'failed'), hits, told
+
+
+def left_out(kind, folder):
+  """Why this machine cannot do it; None if it can."""
+  try:
+    if kind == 'clock':
+      source = ROOT / 'benchmarks/jumping_clock.c'
+      to = folder / 'clock.so'
+      flags = ('-shared', '-fPIC', '-O2', '-o', to, source, '-ldl')
+      subprocess.run(('cc', *flags), check=True, capture_output=True)
+    elif kind == 'full':
+      with small_disk(folder / 'disk'):
+        pass
+    elif kind == 'readonly':
+      (folder / 'written').mkdir()
+      with readonly(folder / 'written'), contextlib.suppress(OSError):
+        (folder / 'written/file').touch()
+      if (folder / 'written/file').exists():
+        return 'the file system has no way to forbid it'
+  except (OSError, subprocess.CalledProcessError) as error:
+    return str(error)
+  return None
 
 
 def main():
-  tries = int(sys.argv[1])
-  rng = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+  parser = argparse.ArgumentParser()
+  parser.add_argument('tries', type=int)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--kinds', default=','.join(KINDS))
+  args = parser.parse_args()
+  rng = random.Random(args.seed)
   print(
     f'jax {jax.__version__}, {platform.processor()}, {os.cpu_count()} cores'
   )
   folder = pathlib.Path(tempfile.mkdtemp(prefix='crash_test_'))
+  kinds = []
+  for kind in args.kinds.split(','):
+    if kind not in KINDS:
+      parser.error(f'--kinds has {kind!r}; there are {", ".join(KINDS)}')
+    why = left_out(kind, folder)
+    if why:
+      print(f'{kind} is left out: {why}')
+    else:
+      kinds.append(kind)
   alone = folder / 'alone'
-  code, told = to_the_end(alone)
+  code, told = Run(alone).end()
   if code:
     sys.exit(told)
   whole = digest(alone)
   started = time.monotonic()
-  to_the_end(folder / 'timed')  # with what it has to compile compiled
+  Run(folder / 'timed').end()  # with what it has to compile compiled
   seconds = time.monotonic() - started
   counts = collections.defaultdict(collections.Counter)
-  for number in range(tries):
-    kind = KINDS[number % len(KINDS)]
-    workdir = folder / str(number)
-    came, killed, told = attempt(workdir, kind, seconds, rng)
-    if came == whole:
-      came = 'identical'
-    elif came not in ('refused', 'failed'):
-      came = 'differing'
-    counts[kind].update(tries=1, kills=killed, **{came: 1})
-    print(f'{number + 1}: {kind}, {killed} kills: {came}', flush=True)
-    if came in ('identical', 'refused'):
-      shutil.rmtree(workdir)
+  for number in range(args.tries):
+    kind = kinds[number % len(kinds)]
+    place = folder / str(number)
+    clock = folder / 'clock.so' if kind == 'clock' else None
+    disk = small_disk(place) if kind == 'full' else contextlib.nullcontext()
+    with disk:
+      came, hits, told = attempt(place / 'run', kind, seconds, clock, rng)
+      if came == whole:
+        came = 'identical'
+      elif came not in ('refused', 'failed'):
+        came = 'differing'
+      counts[kind].update(tries=1, hits=hits, **{came: 1})
+      print(f'{number + 1}: {kind}, {hits} hits: {came}', flush=True)
+      bad = came not in ('identical', 'refused')
+      if bad and kind == 'full':  # before it is gone
+        shutil.copytree(place, folder / f'{number}-disk')
+    if told:
+      print(f'  {told.strip()}', flush=True)
+    if bad:
+      print(f'  left in {place}*', flush=True)
     else:
-      print(f'  left in {workdir}; {told.strip()}', flush=True)
-  heads = ('tries', 'kills', 'identical', 'refused', 'failed', 'differing')
+      shutil.rmtree(place)
+  heads = ('tries', 'hits', 'identical', 'refused', 'failed', 'differing')
   print(f'\n{"":8}' + ''.join(f'{head:>11}' for head in heads))
   for kind, of_kind in counts.items():
     print(f'{kind:8}' + ''.join(f'{of_kind[head]:11}' for head in heads))

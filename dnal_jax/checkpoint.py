@@ -25,6 +25,9 @@ from dnal_jax import errors, hosts
 from dnal_jax.position import Position
 
 
+_DAYS = 20 * 86400  # in ms below 2^31, as JAX's barriers have it
+
+
 class _Stay(ocp.checkpoint_managers.LatestN):
   """Which checkpoints stay when another is saved."""
 
@@ -67,14 +70,20 @@ class Checkpoints:
         'state': ocp.StandardCheckpointHandler(),
         'position': ocp.JsonCheckpointHandler(),
       },
-      options=ocp.CheckpointManagerOptions(preservation_policy=self._stay),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=self._stay,
+        # Orbax has it by the wall clock, and a clock that is set anew during
+        # a save would be taken for a disk that hangs.
+        async_options=ocp.AsyncOptions(timeout_secs=_DAYS),
+      ),
     )
 
   def save(self, state: Any, position: Position) -> None:
     """Starts saving; a half-written checkpoint is never taken for one.
 
     Raises:
-      UserError: the disk is too full, for this one or for the one before.
+      UserError: the disk is too full or may not be written, for this one or
+        for the one before.
     """
     tree = _tree(state)
     needed = sum(leaf.nbytes for leaf in tree.values())
@@ -175,13 +184,21 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _disk(self) -> Iterator[None]:
-    """Tells of a disk that fills up in the middle of a save."""
+    """Tells of a disk that fills up, or may not be written any more, in the
+    middle of a save."""
     try:
       yield
     except Exception as error:  # of which orbax and tensorstore have several
-      if os.strerror(errno.ENOSPC) not in str(error):
-        raise
-      raise self._full(shutil.disk_usage(self._directory).free) from error
+      if _says(error, errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(self._directory).free
+        raise self._full(free) from error
+      reason = _says(error, errno.EROFS, errno.EACCES, errno.EPERM)
+      if reason:
+        raise errors.UserError(
+          f"'{self._directory}' cannot be written any more ({reason}); allow"
+          ' it, and the same command goes on from the last checkpoint'
+        ) from error
+      raise
 
   def _full(self, free: int) -> errors.UserError:
     return errors.UserError(
@@ -189,6 +206,12 @@ class Checkpoints:
       f' checkpoint needs {self._needed:,}; make space, and the same command'
       ' goes on from the last checkpoint'
     )
+
+
+def _says(error: Exception, *numbers: int) -> str | None:
+  """Which of these of the system's errors the message of an error tells."""
+  reasons = map(os.strerror, numbers)
+  return next((reason for reason in reasons if reason in str(error)), None)
 
 
 def _tree(state: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import jax
 from dnal_jax import (
   architecture,
   compact,
+  errors,
   files,
   folder,
   hosts,
@@ -50,7 +51,11 @@ def claimed(
 
 
 class Output:
-  """Progress, metrics, architecture, weights and result of one run."""
+  """Progress, metrics, architecture, weights and result of one run.
+
+  Raises:
+    UserError: from whatever writes, if the folder cannot be written.
+  """
 
   def __init__(
     self,
@@ -63,9 +68,10 @@ class Output:
     self._progress = progress
     self._metrics = None
     if hosts.first():
-      self._metrics = report.Metrics(
-        workdir, position.epochs_done, settings.tensorboard
-      )
+      with self._writing():
+        self._metrics = report.Metrics(
+          workdir, position.epochs_done, settings.tensorboard
+        )
 
   def stage(self, index: int, done: int) -> None:
     """Stage `index` begins, or goes on behind so many of its steps."""
@@ -81,7 +87,8 @@ class Output:
     """A row of metrics; `gates` {path: values} become histograms."""
     if self._progress is not None and self._metrics is not None:
       self._progress.check()
-      self._metrics.write(row, gates)
+      with self._writing():
+        self._metrics.write(row, gates)
       self._progress.epoch(row['validation_top1'])
 
   def check(self) -> None:
@@ -95,14 +102,15 @@ class Output:
       return
     self.check()
     network = self._settings.network
-    architecture.write(
-      self._workdir,
-      network.name,
-      network.width,
-      self._settings.classes,
-      self._settings.image_shape,
-      keep,
-    )
+    with self._writing():
+      architecture.write(
+        self._workdir,
+        network.name,
+        network.width,
+        self._settings.classes,
+        self._settings.image_shape,
+        keep,
+      )
 
   def end(
     self,
@@ -132,6 +140,18 @@ class Output:
     )
     if hosts.first():
       self.check()
-      weights.write(self._workdir, jax.device_get(variables))
-      files.write_json(self._workdir / 'result.json', result)
+      with self._writing():
+        weights.write(self._workdir, jax.device_get(variables))
+        files.write_json(self._workdir / 'result.json', result)
     return result
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Tells of a disk that is full, or may not be written any more."""
+    try:
+      yield
+    except OSError as error:
+      raise errors.UserError(
+        f"'{self._workdir}' cannot be written any more ({error.strerror}); mend"
+        ' that, and the same command goes on from the last checkpoint'
+      ) from error

@@ -28,7 +28,8 @@ def write(workdir: pathlib.Path, variables: compact.Variables) -> None:
   flat = trees.flatten(variables)
   arrays = {k: np.ascontiguousarray(a) for k, a in flat.items()}
   part = path.with_name(f'{path.name}.part')
-  safetensors.numpy.save_file(arrays, part)
+  # By Python, whose errors tell what is wrong with a disk.
+  part.write_bytes(safetensors.numpy.save(arrays))
   part.replace(path)
 
 
