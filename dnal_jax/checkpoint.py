@@ -24,7 +24,6 @@ import orbax.checkpoint as ocp
 from dnal_jax import errors, hosts
 from dnal_jax.position import Position
 
-
 _DAYS = 20 * 86400  # in ms below 2^31, as JAX's barriers have it
 
 
