@@ -71,9 +71,14 @@ class Checkpoints:
       },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=self._stay,
-        # Orbax has it by the wall clock, and a clock that is set anew during
-        # a save would be taken for a disk that hangs.
-        async_options=ocp.AsyncOptions(timeout_secs=_DAYS),
+        async_options=ocp.AsyncOptions(
+          # By the wall clock: one that is set anew during a save would be
+          # taken for a disk that hangs.
+          timeout_secs=_DAYS,
+          # Else threads wait for minutes, and the process for them, for a
+          # directory that could not be made.
+          create_directories_asynchronously=False,
+        ),
       ),
     )
 

@@ -79,7 +79,8 @@ def main():
   def looked_at(self, *arguments, **kwargs):
     done = steps(self, *arguments, **kwargs)
     stage = ('warmup', 'search', 'finetune')[(len(losses) // 20)]
-    moved[stage] = hlo.collectives(self.text())
+    if stage not in moved:
+      moved[stage] = hlo.collectives(self.text())
     assert self._steps._cache_size() == 1  # compiled once, for all epochs
     return done
 

@@ -1,4 +1,4 @@
-"""A disk that fills up: told with the bytes needed, and nothing is lost."""
+"""A disk that fills up, or may not be written: told, and nothing is lost."""
 
 import contextlib
 import os
@@ -11,7 +11,9 @@ from commands import (
   assert_same,
   command,
   fail,
+  start,
   succeed,
+  until,
 )
 import pytest
 
@@ -95,3 +97,40 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save(alone, tmp_path):
     filler.unlink()
     assert 'going on with' in succeed(workdir, *FLAGS)
     assert_same(workdir, alone)
+
+
+@contextlib.contextmanager
+def read_only(folder):
+  """Nothing in it can be written; permissions do not stop root, a flag does."""
+  root = os.geteuid() == 0
+  command = ('chattr', '-R') if root else ('chmod', '-R')
+  forbid = (*command, '+i' if root else 'a-w', folder)
+  try:
+    subprocess.run(forbid, check=True, capture_output=True)
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip('root may write everywhere on this file system')
+  try:
+    yield
+  finally:
+    subprocess.run((*command, '-i' if root else 'u+w', folder), check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('disk')
+def test_a_folder_that_may_not_be_written_any_more(alone, tmp_path):
+  workdir = tmp_path / 'run'
+  process = start(workdir, *FLAGS)
+  until(process, 'search 1/')
+  with read_only(workdir):
+    # No thread of a save that failed keeps it from ending.
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 2, told
+    last = told.strip().splitlines()[-1]
+    assert last.startswith(f"error: '{workdir}")
+    assert 'cannot be written any more (' in last
+    assert 'the same command goes on from the last checkpoint' in last
+    # Nor can it begin.
+    message = fail(workdir, *FLAGS)
+    assert f"--workdir '{workdir}' cannot be written" in message
+  assert 'going on with' in succeed(workdir, *FLAGS)
+  assert_same(workdir, alone)
