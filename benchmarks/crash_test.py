@@ -130,22 +130,23 @@ def digest(workdir):
 
 
 def flip(workdir, rng):
-  file, content = _of_a_checkpoint(workdir, rng)
-  content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-  file.write_bytes(content)
+  for file in _of_a_checkpoint(workdir, rng):
+    content = bytearray(file.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.write_bytes(content)
 
 
 def cut(workdir, rng):
-  file, content = _of_a_checkpoint(workdir, rng)
-  file.write_bytes(content[: rng.randrange(len(content))])
+  for file in _of_a_checkpoint(workdir, rng):
+    content = file.read_bytes()
+    file.write_bytes(content[: rng.randrange(len(content))])
 
 
 def _of_a_checkpoint(workdir, rng):
+  """A file that has content, if there is one yet."""
   files = (workdir / 'checkpoints').rglob('*')
-  file = rng.choice(
-    sorted(f for f in files if f.is_file() and f.stat().st_size)
-  )
-  return file, bytearray(file.read_bytes())
+  some = sorted(f for f in files if f.is_file() and f.stat().st_size)
+  return rng.sample(some, min(len(some), 1))
 
 
 def times(workdir, rng):
@@ -212,7 +213,7 @@ def attempt(workdir, kind, seconds, clock, rng):
         return 'failed', hits, f'{code}: {told}'
       continue
     run.kill()
-    if kind in LATER and any((workdir / 'checkpoints').glob('*/*')):
+    if kind in LATER:
       LATER[kind](workdir, rng)
   code, told = Run(workdir, clock).end()
   if code == 0:
