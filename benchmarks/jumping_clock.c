@@ -1,9 +1,9 @@
 /* A wall clock that jumps: preloaded by crash_test.py into runs.
  *
- * Every second of real time the clock is somewhere else, up to two days before
- * or after what the machine says; so it runs backwards, stands, and leaps, as
- * after a bad NTP server or a virtual machine that was moved. The monotonic
- * clock is left alone, as the kernel promises. */
+ * Every five seconds of real time the clock is somewhere else, up to two days
+ * before or after what the machine says, as after a bad NTP server or a virtual
+ * machine that was moved. The monotonic clock is left alone, as the kernel
+ * promises. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <sys/time.h>
@@ -14,7 +14,7 @@ static int (*machine)(clockid_t, struct timespec *);
 static long jumped(void) {
   struct timespec now;
   machine(CLOCK_MONOTONIC, &now);
-  unsigned int mixed = (unsigned int)now.tv_sec;
+  unsigned int mixed = (unsigned int)now.tv_sec / 5;
   for (int i = 0; i < 2; i++) mixed = (mixed ^ mixed >> 16) * 0x45d9f3bu;
   return (long)(mixed % (4 * 86400)) - 2 * 86400;
 }

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from dnal_jax import errors, hosts
 from dnal_jax.position import Position
 
-_DAYS = 20 * 86400  # in ms below 2^31, as JAX's barriers have it
+_MINUTES = 20  # in which a checkpoint must be written
 
 
 class _Stay(ocp.checkpoint_managers.LatestN):
@@ -72,9 +72,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=self._stay,
         async_options=ocp.AsyncOptions(
-          # By the wall clock: one that is set anew during a save would be
-          # taken for a disk that hangs.
-          timeout_secs=_DAYS,
+          timeout_secs=_MINUTES * 60,
           # Else threads wait for minutes, and the process for them, for a
           # directory that could not be made.
           create_directories_asynchronously=False,
@@ -88,6 +86,7 @@ class Checkpoints:
     Raises:
       UserError: the disk is too full or may not be written, for this one or
         for the one before.
+      Stopped: the one before has not been written in time.
     """
     tree = _tree(state)
     needed = sum(leaf.nbytes for leaf in tree.values())
@@ -181,7 +180,7 @@ class Checkpoints:
     (self._directory / str(number)).rename(place)
 
   def close(self) -> None:
-    """Waits for what is being saved; UserError as in `save`."""
+    """Waits for what is being saved; raises as `save` does."""
     with self._disk():
       self._manager.wait_until_finished()
       self._manager.close()
@@ -192,6 +191,14 @@ class Checkpoints:
     middle of a save."""
     try:
       yield
+    except TimeoutError as error:
+      # By the wall clock, which may have been set anew. Nothing is wrong with
+      # the run, so it is for whoever starts it to start it again.
+      raise errors.Stopped(
+        f"a checkpoint was not written to '{self._directory}' within {_MINUTES}"
+        ' minutes: the disk hangs, or the clock has jumped; the same command'
+        ' goes on from the last checkpoint'
+      ) from error
     except Exception as error:  # of which orbax and tensorstore have several
       if _says(error, errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(self._directory).free

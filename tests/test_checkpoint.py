@@ -1,7 +1,9 @@
 """What was saved comes back, or is refused; never something else."""
 
 import gc
+import itertools
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +117,27 @@ def test_the_newest_two_stay_and_the_best_of_the_stage(tmp_path):
   got, whole = newest(folder)
   assert got.number == 233
   assert equal(whole, state(233))
+
+
+def test_a_clock_that_leaps_during_a_save(tmp_path, monkeypatch):
+  """Orbax takes it for a disk that hangs; the run may be started again."""
+  folder = tmp_path / 'checkpoints'
+  position = Position(step=7)
+  position.begin_stage('warmup', epochs=1, steps=100)
+  checkpoints = Checkpoints(folder)
+  checkpoints.save(state(7), position)
+  checkpoints.close()
+  position.step = 8
+  checkpoints = Checkpoints(folder)
+  days, now = itertools.count(), time.time()
+  with monkeypatch.context() as patch:
+    patch.setattr(time, 'time', lambda: now + 86400 * next(days))
+    checkpoints.save(state(8), position)
+    with pytest.raises(errors.Stopped, match='or the clock has jumped'):
+      checkpoints.close()
+  found = newest(folder)
+  assert found is not None
+  assert found[0].step == 7
 
 
 def damage(file, how, rng):
