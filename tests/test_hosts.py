@@ -50,7 +50,8 @@ def test_two_processes_survive_what_befalls_one(tmp_path):
     processes.all[to].send_signal(number)
     started = time.monotonic()
     ended = processes.ended()
-    assert time.monotonic() - started < 60
+    # Saved by both; or, of one that was killed, seen by the other.
+    assert time.monotonic() - started < (60 if code == -9 else 30)
     codes = [0, 0]
     codes[to], codes[1 - to] = code, 75
     assert [code for code, _, _ in ended] == codes, ended

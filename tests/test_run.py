@@ -88,8 +88,8 @@ def _leaves(tree):
 
 
 def start_and_signal_at(workdir, line, *signals):
-  """Runs until `line` is printed, then signals the whole process group; the
-  exit code, and what was told as an error."""
+  """Runs until `line` is printed, then signals the whole process group, which
+  ends within 30 seconds; the exit code, and what was told as an error."""
   process = subprocess.Popen(
     command(workdir),
     cwd=ROOT,
@@ -104,7 +104,7 @@ def start_and_signal_at(workdir, line, *signals):
   if process.poll() is None:
     for number in signals:
       os.killpg(process.pid, number)
-  _, told = process.communicate()
+  _, told = process.communicate(timeout=30)
   assert seen, f'never printed {line!r}'
   return process.returncode, told
 
