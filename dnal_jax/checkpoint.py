@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import shutil
+import textwrap
 import time
 from typing import Any
 import zlib
@@ -24,6 +25,7 @@ import orbax.checkpoint as ocp
 from dnal_jax import errors, hosts
 from dnal_jax.position import Position
 
+_REASON = 200  # characters of a reader's, which may tell all it was given
 _MINUTES = 20  # in which a checkpoint must be written
 
 
@@ -128,6 +130,7 @@ class Checkpoints:
         whole = self._read(number, like)
       except Exception as error:  # whatever a damaged file makes readers raise
         reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+        reason = textwrap.shorten(reason, _REASON, placeholder=' ...')
       # All processes take the same.
       reason = next(filter(None, hosts.everyone(reason)), '')
       if whole is not None and not reason:
