@@ -86,13 +86,12 @@ def initial(net, shape):
   return variables['params'], variables['batch_stats']
 
 
-def begin(net, stage, shape, source):
+def begin(net, stage, shape):
   """The state at the start of a stage."""
   params, batch_stats = initial(net, shape)
   gates = compact.walk(net, shape).shapes.get('gates', {})
   logits = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), gates)
-  of_stage = partial(step.begin, stage, steps_per_epoch=source.steps_per_epoch)
-  return jax.jit(of_stage)(params, logits, batch_stats)
+  return jax.jit(partial(step.begin, stage))(params, logits, batch_stats)
 
 
 def cut_to(net, shape, macs, *, multiple=1):
@@ -125,7 +124,7 @@ def ours(net, stage, images, labels, *, steps, at_once=64, dtype='float32'):
   shape = images.shape[1:]
   source: Any = OneBatch(images, labels, at_once)
   compiled = engine.CompiledStage(net, stage, source, dtype=dtype, first_step=0)
-  state = begin(net, stage, shape, source)
+  state = begin(net, stage, shape)
 
   def train(steps):
     nonlocal state
@@ -133,6 +132,7 @@ def ours(net, stage, images, labels, *, steps, at_once=64, dtype='float32'):
       state,
       itertools.repeat(source.inputs),
       steps=steps,
+      epoch=0,
       told=lambda done, metrics: None,
       stop=hosts.Stop(),
     )

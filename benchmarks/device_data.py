@@ -96,7 +96,7 @@ def runner(net, shape, source: Any, steps):
   compiled = engine.CompiledStage(
     net, contenders.WARMUP, source, dtype='float32', first_step=0
   )
-  state = contenders.begin(net, contenders.WARMUP, shape, source)
+  state = contenders.begin(net, contenders.WARMUP, shape)
   inputs = source.train_inputs()
 
   def run():
@@ -106,6 +106,7 @@ def runner(net, shape, source: Any, steps):
       state,
       inputs,
       steps=steps,
+      epoch=0,
       told=lambda done, metrics: None,
       stop=hosts.Stop(),
     )
@@ -120,12 +121,12 @@ def alone(net, shape, source: Any, steps):
   compiled = engine.CompiledStage(
     net, contenders.WARMUP, source, dtype='float32', first_step=0
   )
-  state = contenders.begin(net, contenders.WARMUP, shape, source)
+  state = contenders.begin(net, contenders.WARMUP, shape)
 
   def run():
     nonlocal state
     started = time.perf_counter()
-    state, _ = compiled._steps(state, source.inputs, steps)
+    state, _ = compiled._steps(state, source.inputs, steps, compiled._given(0))
     jax.block_until_ready(state)
     return (time.perf_counter() - started) / steps
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dnal_jax import errors, gating, hosts, mesh, step
 from dnal_jax.data.inputs import Inputs
-from dnal_jax.stages import Stage
+from dnal_jax.stages import Numbers, Stage
 
 # Steps are handed to the device in groups that take about so many seconds:
 # long against the time that Python needs for a call, short for who waits. On
@@ -28,7 +28,9 @@ class CompiledStage:
 
   Where the data lies on the device, several steps are one call, a loop on the
   device. Its length is an argument, so it costs no other compilation, and how
-  steps are grouped does not change a digit.
+  steps are grouped does not change a digit. Arguments, too, are the numbers of
+  the stage and where in the run it begins: other ones are the same program,
+  which JAX's persistent cache has.
   """
 
   def __init__(
@@ -44,11 +46,13 @@ class CompiledStage:
     """Every batch is a function of the seed and the run's step alone, so the
     state is all that a checkpoint must hold."""
 
-    def train(state, inputs):
+    def train(state, inputs, given):
+      first_step, numbers = given
       batch = mesh.shared(source.train_batch(inputs, first_step + state.step))
       done = step.train_step(
         state,
         batch._replace(image=batch.image.astype(dtype)),
+        numbers,
         net=net,
         stage=stage,
         steps_per_epoch=source.steps_per_epoch,
@@ -56,19 +60,23 @@ class CompiledStage:
       )
       return mesh.whole(done)
 
-    def gates(logits, epoch):
-      values = mesh.whole(stage.gates(logits, epoch))
+    def gates(logits, delta):
+      values = mesh.whole(gating.at(logits, delta))
       return values, gating.census(values)
 
-    # (logits, epoch of the stage) -> gate values, their census [3] int32
-    self.gates: Callable[..., tuple[Any, jax.Array]] = jax.jit(gates)
+    self._stage, self._first_step = stage, first_step
+    self._gates = jax.jit(gates)
     self._most = source.steps_at_once
     steps = _several(train, self._most) if self._most > 1 else _one(train)
-    # (state, inputs, n) -> state after n steps, their metrics [self._most].
-    # Uses up the state given.
+    # (state, inputs, n, (first_step, numbers)) -> state after n steps, their
+    # metrics [self._most]. Uses up the state given.
     self._steps = jax.jit(steps, donate_argnums=0)
     self._called_with: Any = None  # shapes of (state, inputs)
     self._pace = min(_LEAST, self._most)  # steps of the next call
+
+  def gates(self, logits: Any, epoch: int) -> tuple[Any, jax.Array]:
+    """Gate values in an epoch of the stage, and their census [3] int32."""
+    return self._gates(logits, self._stage.numbers(epoch).delta)
 
   def train(
     self,
@@ -76,11 +84,12 @@ class CompiledStage:
     inputs: Iterator[Any],
     *,
     steps: int,
+    epoch: int,
     told: Callable[[int, dict[str, Any]], None],
     stop: hosts.Stop,
   ) -> tuple[step.State, list[dict[str, Any]]]:
-    """The state after some steps of one epoch, and their metrics as numpy;
-    fewer steps than asked for where `stop` is agreed on.
+    """The state after some steps of an epoch of the stage, and their metrics as
+    numpy; fewer steps than asked for where `stop` is agreed on.
 
     `told` gets numbers of steps that were done and the last one's metrics.
     Two calls are under way at any time, so that the device never waits.
@@ -112,7 +121,7 @@ class CompiledStage:
       served, *_ = itertools.islice(inputs, n)
       if self._called_with is None:
         self._called_with = jax.eval_shape(lambda *a: a, state, served)
-      state, metrics = self._steps(state, served, n)
+      state, metrics = self._steps(state, served, n, self._given(epoch))
       under_way.append((n, metrics, stop.ask()))
       left -= n
       if len(under_way) == 2:
@@ -123,20 +132,21 @@ class CompiledStage:
 
   def lower(self, state: Any, inputs: Any) -> jax.stages.Lowered:
     """The program of the steps, of a state and inputs or their shapes."""
-    return self._steps.lower(state, inputs, 1)
+    return self._steps.lower(state, inputs, 1, self._given(0))
+
+  def _given(self, epoch: int) -> tuple[int, Numbers]:
+    return self._first_step, self._stage.numbers(epoch)
 
   def text(self) -> str:
     """The compiled program of the steps; after the first of them."""
     return self.lower(*self._called_with).compile().as_text() or ''
 
 
-def state_shapes(
-  stage: Stage, variables: Any, steps_per_epoch: int
-) -> step.State:
+def state_shapes(stage: Stage, variables: Any) -> step.State:
   """The state of a stage as shapes, every device having the whole, of the
   shapes of a network's variables."""
   shapes = jax.eval_shape(
-    partial(step.begin, stage, steps_per_epoch=steps_per_epoch),
+    partial(step.begin, stage),
     variables['params'],
     variables.get('gates', {}),
     variables['batch_stats'],
@@ -172,9 +182,9 @@ def check_finite(
 
 
 def _one(train):
-  def steps(state, inputs, n):
+  def steps(state, inputs, n, given):
     del n
-    state, metrics = train(state, inputs)
+    state, metrics = train(state, inputs, given)
     return state, jax.tree.map(lambda value: value[None], metrics)
 
   return steps
@@ -183,13 +193,13 @@ def _one(train):
 def _several(train, most: int):
   train = jax.jit(train)  # traced once for its shapes and for the loop
 
-  def steps(state, inputs, n):
+  def steps(state, inputs, n, given):
     def body(i, carry):
       state, metrics = carry
-      state, of_step = train(state, inputs)
+      state, of_step = train(state, inputs, given)
       return state, jax.tree.map(lambda a, b: a.at[i].set(b), metrics, of_step)
 
-    _, shapes = jax.eval_shape(train, state, inputs)
+    _, shapes = jax.eval_shape(train, state, inputs, given)
     metrics = jax.tree.map(
       lambda a: jnp.zeros((most, *a.shape), a.dtype), shapes
     )

@@ -31,6 +31,11 @@ def soft(logits: Tree, delta: jax.typing.ArrayLike) -> Tree:
   return jax.tree.map(lambda s: jax.nn.sigmoid(delta * s), logits)
 
 
+def at(logits: Tree, delta: jax.typing.ArrayLike | None) -> Tree:
+  """The gates at a delta, or open ones where there is none."""
+  return open_gates(logits) if delta is None else soft(logits, delta)
+
+
 def hard(
   logits: Tree, delta_end: float, threshold: float, multiple: int = 1
 ) -> Tree:

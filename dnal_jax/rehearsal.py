@@ -63,9 +63,7 @@ class Rehearsal:
         accumulate=self._settings.accumulate,
       )
       first_step += stage.epochs * inputs.steps_per_epoch
-      state = engine.state_shapes(
-        stage, self._walk.shapes, inputs.steps_per_epoch
-      )
+      state = engine.state_shapes(stage, self._walk.shapes)
       lowered = program.lower(state, inputs.train_shapes())
       key = lowered.as_text()
       row: dict[str, Any] = {'stage': stage.name, 'same_as': None}

@@ -2,14 +2,16 @@
 
 A run is a list of stages; the published method is warm-up, search, fine-tune,
 a baseline is one stage, a second search round a longer list. All stages share
-one train step (`step`), to which a stage is data.
+one train step (`step`), to which a stage is data: what it trains and how is
+compiled into the step, its numbers are given to it (`Numbers`), so that other
+ones, as in a sweep of lambdas, need no other program.
 """
 
 from collections.abc import Iterable, Mapping
 import dataclasses
 import math
 import re
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,13 +49,25 @@ class LearningRate:
         ' period in epochs'
       )
 
-  def __call__(self, epoch: jax.typing.ArrayLike) -> jax.Array:
+  @property
+  def numbers(self) -> dict[str, Any]:
+    """Its numbers by name, of which floats are the leaves."""
+    names = ('base', 'drops', 'factor', 'horizon', 'start')
+    return {name: getattr(self, name) for name in names}
+
+  def __call__(
+    self,
+    epoch: jax.typing.ArrayLike,
+    numbers: Mapping[str, Any] | None = None,
+  ) -> jax.Array:
+    """The rate; with `numbers`, by those instead of its own."""
+    of = self.numbers if numbers is None else numbers
     epoch = jnp.asarray(epoch, jnp.float32)
     if self.schedule == 'cosine':
-      position = jnp.clip((self.start + epoch) / self.horizon, 0.0, 1.0)
-      return self.base / 2 * (1 + jnp.cos(math.pi * position))
-    drops = jnp.asarray(self.drops if self.schedule == 'steps' else ())
-    return self.base * self.factor ** (epoch >= drops).sum()
+      position = jnp.clip((of['start'] + epoch) / of['horizon'], 0.0, 1.0)
+      return of['base'] / 2 * (1 + jnp.cos(math.pi * position))
+    drops = jnp.asarray(of['drops'] if self.schedule == 'steps' else ())
+    return of['base'] * of['factor'] ** (epoch >= drops).sum()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +93,14 @@ class Group:
       raise ValueError(
         f'weight_decay is {self.weight_decay}; it must not be negative'
       )
+
+
+class Numbers(NamedTuple):
+  """What a train step is given of a stage in one of its epochs."""
+
+  delta: float | None  # None: the gates are open
+  penalty: float
+  rates: dict[str, dict[str, Any]]  # of groups, `LearningRate.numbers`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +149,13 @@ class Stage:
         f'prune_below is {self.prune_below}; it must be between 0 and 1'
       )
 
-  def gates(self, logits: gating.Tree, epoch: jax.typing.ArrayLike):
-    """Gate values in `epoch` (an integer, traced or not) of this stage."""
-    if self.delta_end is None:
-      return gating.open_gates(logits)
-    deltas = [
-      gating.delta(k, self.epochs, self.delta_end) for k in range(self.epochs)
-    ]
-    return gating.soft(logits, jnp.asarray(deltas, jnp.float32)[epoch])
+  def numbers(self, epoch: int) -> Numbers:
+    """Those of an epoch, the first being 0."""
+    delta = None
+    if self.delta_end is not None:
+      delta = gating.delta(epoch, self.epochs, self.delta_end)
+    rates = {name: group.lr.numbers for name, group in self.train.items()}
+    return Numbers(delta, self.penalty, rates)
 
   def slower(self, factor: float) -> 'Stage':
     """The stage with learning rates times `factor`."""
@@ -172,12 +193,17 @@ class Stage:
     return owner
 
   def optimizer(
-    self, paths: Iterable[str], steps_per_epoch: int
+    self,
+    paths: Iterable[str],
+    steps_per_epoch: int,
+    rates: Mapping[str, Mapping[str, Any]],
   ) -> optax.GradientTransformation:
-    """Optimizer of {path: leaf}, over the leaves that this stage trains."""
+    """Optimizer of {path: leaf}, over the leaves that this stage trains, with
+    learning rates by the numbers of `rates`."""
     return optax.partition(
       {
-        name: _sgd(group, steps_per_epoch) for name, group in self.train.items()
+        name: _sgd(group, steps_per_epoch, rates[name])
+        for name, group in self.train.items()
       },
       self.groups(paths),
     )
@@ -201,11 +227,13 @@ def validate(stages: tuple[Stage, ...]) -> None:
     )
 
 
-def _sgd(group: Group, steps_per_epoch: int) -> optax.GradientTransformation:
+def _sgd(
+  group: Group, steps_per_epoch: int, numbers: Mapping[str, Any]
+) -> optax.GradientTransformation:
   return optax.chain(
     optax.add_decayed_weights(group.weight_decay),
     optax.sgd(
-      lambda step: group.lr(step / steps_per_epoch),
+      lambda step: group.lr(step / steps_per_epoch, numbers),
       group.momentum,
       group.nesterov,
     ),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from dnal_jax import gating, trees
-from dnal_jax.stages import Stage
+from dnal_jax.stages import Numbers, Stage
 
 # What `eval_step` sums up, float32 each.
 EVAL_SUMS = ('loss', 'top1', 'top5', 'images')
@@ -44,16 +44,11 @@ class Batch(NamedTuple):
   weight: jax.Array  # [B] float32
 
 
-def begin(
-  stage: Stage,
-  params: Any,
-  logits: Any,
-  batch_stats: Any,
-  steps_per_epoch: int,
-) -> State:
+def begin(stage: Stage, params: Any, logits: Any, batch_stats: Any) -> State:
   """The state at the start of a stage: new momenta, step 0."""
   trained, _ = _split(stage, params, logits)
-  tx = stage.optimizer(_flat(params, logits), steps_per_epoch)
+  # The rates make no difference to what an optimizer begins with.
+  tx = stage.optimizer(_flat(params, logits), 1, stage.numbers(0).rates)
   step = jnp.zeros((), jnp.int32)
   average: Any = ()
   if stage.ema:  # copies: a step uses up each buffer of its state once
@@ -64,13 +59,15 @@ def begin(
 def train_step(
   state: State,
   batch: Batch,
+  numbers: Numbers,
   *,
   net: Any,
   stage: Stage,
   steps_per_epoch: int,
   accumulate: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
-  """One step of any stage: loss = cross-entropy + lambda * penalty.
+  """One step of any stage: loss = cross-entropy + lambda * penalty, with the
+  stage's `numbers` of the epoch.
 
   With `accumulate` N the batch is worked off in N parts, one after the other,
   which takes 1/N of the memory for feature maps: gradients and the updates of
@@ -83,14 +80,15 @@ def train_step(
   (where the stage searches) the census [3] of gate values, both as the step
   found them; 'finite' is False where the loss or a gradient is NaN or infinite.
   """
-  tx = stage.optimizer(_flat(state.params, state.logits), steps_per_epoch)
+  paths = _flat(state.params, state.logits)
+  tx = stage.optimizer(paths, steps_per_epoch, numbers.rates)
   trained, frozen = _split(stage, state.params, state.logits)
 
   loss = partial(
     _loss,
     frozen=frozen,
     batch_stats=state.batch_stats,
-    epoch=state.step // steps_per_epoch,
+    numbers=numbers,
     net=net,
     stage=stage,
   )
@@ -151,7 +149,7 @@ def _loss(
   *,
   frozen: dict[str, Any],
   batch_stats: Any,
-  epoch: jax.Array,
+  numbers: Numbers,
   net: Any,
   stage: Stage,
 ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
@@ -159,7 +157,7 @@ def _loss(
   the metrics."""
   tree = trees.unflatten({**trained, **frozen})
   logits = tree.get('gates', {})
-  gates = stage.gates(logits, epoch)
+  gates = gating.at(logits, numbers.delta)
   variables = {
     'params': tree['params'],
     'gates': gates,
@@ -177,7 +175,7 @@ def _loss(
   }
   if stage.delta_end is not None:
     metrics['gates'] = gating.census(gates)
-  total = losses.mean() + stage.penalty * gate_sum
+  total = losses.mean() + numbers.penalty * gate_sum
   return total, (updated['batch_stats'], metrics)
 
 

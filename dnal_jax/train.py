@@ -149,16 +149,15 @@ class _Run:
   def _shapes_at(self, position: Position) -> step.State:
     """Shapes and places of the state that is saved there."""
     self._at(position)
-    shapes = self.network.walk.shapes
-    return engine.state_shapes(self.stage, shapes, self.steps_per_epoch)
+    return engine.state_shapes(self.stage, self.network.walk.shapes)
 
   def _begin(self, params, logits, batch_stats) -> None:
     """A new state for the stage, and its entry in the result."""
-    steps = self.steps_per_epoch
-    begin = partial(step.begin, self.stage, steps_per_epoch=steps)
-    self.state = mesh.jit_whole(begin)(params, logits, batch_stats)
+    begin = mesh.jit_whole(partial(step.begin, self.stage))
+    self.state = begin(params, logits, batch_stats)
     epochs = self.stage.epochs
-    self.position.begin_stage(self.stage.name, epochs, epochs * steps)
+    steps = epochs * self.steps_per_epoch
+    self.position.begin_stage(self.stage.name, epochs, steps)
 
   def _enter_next_stage(self) -> None:
     """Cuts if the stage says so; new momenta, step 0."""
@@ -248,12 +247,16 @@ class _Run:
         started = time.perf_counter()
         first = position.steps_of_stage + 1
         self.state, metrics = stage.train(
-          self.state, inputs, steps=steps, told=bar.steps, stop=self.stop
+          self.state,
+          inputs,
+          steps=steps,
+          epoch=position.epoch,
+          told=bar.steps,
+          stop=self.stop,
         )
         engine.check_finite(metrics, self.stage, first, self.saved)
         position.add(metrics, time.perf_counter() - started)
-      ended = position.step == self.steps_per_epoch
-      if not ended:  # else after the evaluation
+      if position.step < self.steps_per_epoch:  # else after the evaluation
         if self.stop.agreed or position.step % every == 0:
           self._save()
         self.stop.check(self._where())
@@ -285,7 +288,8 @@ class _Run:
 
   def _finish(self) -> dict[str, Any]:
     """The last evaluation, the only one on test; the model and the result."""
-    gates = self.stage.gates(self.state.logits, max(self.stage.epochs - 1, 0))
+    delta = self.stage.numbers(max(self.stage.epochs - 1, 0)).delta
+    gates = gating.at(self.state.logits, delta)
     variables = self._variables(gates)
     final = self.evaluate(self.network.net, variables, 'validation')
     test = self.evaluate(self.network.net, variables, 'test')

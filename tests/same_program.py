@@ -30,11 +30,10 @@ def main():
     )
     arrays = next(source.train_inputs(0))
     inputs = sources.inputs_of(data, seed=seed, batch_size=64)
-    per_epoch = source.steps_per_epoch
     for stage in parsed.stages:
-      begin = partial(step.begin, stage, steps_per_epoch=per_epoch)
+      begin = partial(step.begin, stage)
       state = jax.jit(lambda *a, f=begin: mesh.whole(f(*a)))(*parts)
-      of_shapes = engine.state_shapes(stage, shapes, inputs.steps_per_epoch)
+      of_shapes = engine.state_shapes(stage, shapes)
       texts = [
         engine.CompiledStage(net, stage, given, dtype='float32', first_step=0)
         .lower(*called_with)

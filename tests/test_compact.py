@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import compact, models, trees
+from dnal_jax import compact, gating, models, trees
 from dnal_jax.stages import Group, LearningRate, Stage
 from dnal_jax.step import Batch, begin, train_step
 
@@ -86,7 +86,7 @@ def measured(variables, logits, images, labels, *, net, stage):
 
   The supernet is compared without that step, whose gradient alone compiles
   for minutes."""
-  gates = stage.gates(logits, 0)
+  gates = gating.at(logits, stage.numbers(0).delta)
   params, stats = variables['params'], variables['batch_stats']
   evaluated = net.apply(
     {'params': params, 'batch_stats': stats, 'gates': gates}, images
@@ -99,10 +99,11 @@ def measured(variables, logits, images, labels, *, net, stage):
       mutable=['batch_stats'],
     )
     return {'eval': evaluated, 'train': trained}
-  state = begin(stage, params, logits, stats, steps_per_epoch=10)
+  state = begin(stage, params, logits, stats)
   state, metrics = train_step(
     state,
     Batch(images, labels, jnp.ones(BATCH)),
+    stage.numbers(0),
     net=net,
     stage=stage,
     steps_per_epoch=10,

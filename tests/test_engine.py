@@ -36,14 +36,15 @@ def trained(source):
 
   def train(monkeypatch, seconds):
     monkeypatch.setattr(engine, '_SECONDS', seconds)
-    state = jax.jit(
-      partial(step.begin, WARMUP, steps_per_epoch=source.steps_per_epoch)
-    )(variables['params'], logits, variables['batch_stats'])
+    state = jax.jit(partial(step.begin, WARMUP))(
+      variables['params'], logits, variables['batch_stats']
+    )
     told = []
     state, metrics = stage.train(
       state,
       source.train_inputs(0),
       steps=source.steps_per_epoch,
+      epoch=0,
       told=lambda done, _: told.append(done),
       stop=hosts.Stop(),
     )

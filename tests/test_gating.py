@@ -35,7 +35,7 @@ def test_delta_of_each_search_epoch():
 def test_stage_gates_use_that_delta(epoch):
   stage = Stage('search', 10, {}, delta_end=1e4)
   logits = {'g': jnp.array([-1e-3, 0.0, 2e-3], jnp.float32)}
-  got = jax.jit(stage.gates)(logits, jnp.asarray(epoch))['g']
+  got = jax.jit(gating.at)(logits, stage.numbers(epoch).delta)['g']
   delta = 10 ** (4 * (epoch + 1) / 10)
   want = [1 / (1 + math.exp(-delta * s)) for s in (-1e-3, 0.0, 2e-3)]
   np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -45,9 +45,9 @@ def test_gates_start_at_one_half_and_open_gates_are_one():
   zeros = jax.tree.map(jnp.zeros_like, TREE)
   search = Stage('search', 10, {}, delta_end=1e4)
   warmup = Stage('warmup', 10, {})
-  for leaf in jax.tree.leaves(search.gates(zeros, 0)):
+  for leaf in jax.tree.leaves(gating.at(zeros, search.numbers(0).delta)):
     np.testing.assert_array_equal(leaf, 0.5)
-  for leaf in jax.tree.leaves(warmup.gates(zeros, 0)):
+  for leaf in jax.tree.leaves(gating.at(zeros, warmup.numbers(0).delta)):
     np.testing.assert_array_equal(leaf, 1.0)
 
 

@@ -80,7 +80,7 @@ def test_optimizer_is_pytorchs_sgd_per_group():
   """Two steps by hand: L2 in the gradient, momentum before the rate."""
   stage = Stage('s', 1, {'w': Group('params/.*', LearningRate(0.1), 0.9, 0.01)})
   paths = ['params/w']
-  tx = stage.optimizer(paths, steps_per_epoch=1)
+  tx = stage.optimizer(paths, 1, stage.numbers(0).rates)
   w, velocity = 2.0, 0.0
   leaf = {'params/w': 2.0}
   state = tx.init(leaf)

@@ -51,7 +51,18 @@ def setting(name='vgg7_digits', side=8):
 
 def start(stage, variables):
   logits = jax.tree.map(jnp.zeros_like, variables['gates'])
-  return begin(stage, variables['params'], logits, variables['batch_stats'], 5)
+  return begin(stage, variables['params'], logits, variables['batch_stats'])
+
+
+def step_of(net, stage):
+  """(state, batch) -> what a step in the first epoch of the stage gives."""
+  return partial(
+    train_step,
+    numbers=stage.numbers(0),
+    net=net,
+    stage=stage,
+    steps_per_epoch=5,
+  )
 
 
 @pytest.mark.parametrize(
@@ -61,9 +72,7 @@ def start(stage, variables):
 def test_frozen_leaves_do_not_move_by_a_bit(stage, name):
   net, batch, variables = setting(name)
   state = start(stage, variables)
-  after, _ = jax.jit(
-    partial(train_step, net=net, stage=stage, steps_per_epoch=5)
-  )(state, batch)
+  after, _ = jax.jit(step_of(net, stage))(state, batch)
   leaves = [
     trees.flatten({'params': s.params, 'gates': s.logits})
     for s in (state, after)
@@ -83,7 +92,7 @@ def kernel_gradients(stage):
   [3, 3, I, O] or as a matrix [9 I, O] or, of split taps, [3 I, 3 O]; chunks
   and their rest count once."""
   net, batch, variables = setting(side=32)
-  step = jax.jit(partial(train_step, net=net, stage=stage, steps_per_epoch=5))
+  step = jax.jit(step_of(net, stage))
   text = step.lower(start(stage, variables), batch).compile().as_text()
   found = re.findall(r'f32\[([\d,]+)\]\S* (?:convolution|dot)\(', text)
   assert found, 'no convolution at all: has the text another form?'
@@ -114,7 +123,7 @@ def test_residual_sums_are_not_computed_again():
   net = models.get('resnet8_digits').build(classes=10, blocks=(8, 1, 1))
   _, batch, _ = setting()
   variables = jax.jit(net.init)(jax.random.key(0), batch.image)
-  step = jax.jit(partial(train_step, net=net, stage=WARMUP, steps_per_epoch=5))
+  step = jax.jit(step_of(net, WARMUP))
   text = step.lower(start(WARMUP, variables), batch).compile().as_text()
   operands = [
     names.count('%')
@@ -133,7 +142,7 @@ def test_penalty_pulls_logits_down_by_its_gradient():
   moved = []
   for penalty in (0.0, 0.5):
     stage = Stage('s', 2, SEARCH.train, delta_end=100.0, penalty=penalty)
-    step = jax.jit(partial(train_step, net=net, stage=stage, steps_per_epoch=5))
+    step = jax.jit(step_of(net, stage))
     state, metrics = step(start(stage, variables), batch)
     moved.append(state.logits)
     assert float(metrics['gate_sum']) == 448 / 2
@@ -169,7 +178,7 @@ def test_label_smoothing_by_hand():
 
 def steps_of(stage, n):
   net, batch, variables = setting()
-  step = jax.jit(partial(train_step, net=net, stage=stage, steps_per_epoch=5))
+  step = jax.jit(step_of(net, stage))
   states = [start(stage, variables)]
   for _ in range(n):
     states.append(step(states[-1], batch)[0])
@@ -214,7 +223,7 @@ def test_nesterov_looks_ahead():
 
 def test_bfloat16_step_keeps_32_bits_of_what_lasts():
   net, batch, variables = setting()
-  step = jax.jit(partial(train_step, net=net, stage=WARMUP, steps_per_epoch=5))
+  step = jax.jit(step_of(net, WARMUP))
   half = batch._replace(image=jnp.asarray(batch.image, jnp.bfloat16))
   after, metrics = step(start(WARMUP, variables), half)
   dtypes = {str(a.dtype) for a in jax.tree.leaves(after)}
@@ -267,9 +276,7 @@ GOLDEN = {
 @pytest.mark.parametrize('stage', [WARMUP, SEARCH], ids=lambda s: s.name)
 def test_golden_step(stage):
   net, batch, variables = setting()
-  state, metrics = jax.jit(
-    partial(train_step, net=net, stage=stage, steps_per_epoch=5)
-  )(start(stage, variables), batch)
+  state, metrics = jax.jit(step_of(net, stage))(start(stage, variables), batch)
 
   def total(tree):
     return float(sum(abs(a).sum() for a in jax.tree.leaves(tree)))
@@ -291,7 +298,7 @@ def test_parts_of_equal_rows_give_the_step_of_the_whole(stage):
   net, batch, variables = setting()
   batch = Batch(*(np.repeat(a[:4], 4, axis=0) for a in batch))
   state = start(stage, variables)
-  step = partial(train_step, net=net, stage=stage, steps_per_epoch=5)
+  step = step_of(net, stage)
   whole, parts = (
     jax.jit(partial(step, accumulate=n))(state, batch) for n in (1, 4)
   )
@@ -304,7 +311,7 @@ def test_gradients_of_parts_are_averaged():
   """By the definition, one part after the other."""
   net, batch, variables = setting()
   state = start(WARMUP, variables)
-  step = partial(train_step, net=net, stage=WARMUP, steps_per_epoch=5)
+  step = step_of(net, WARMUP)
   after, metrics = jax.jit(partial(step, accumulate=2))(state, batch)
   alone = [
     jax.jit(step)(state, Batch(*(a[i::2] for a in batch))) for i in range(2)
@@ -326,7 +333,7 @@ def test_parts_take_less_memory():
   net, batch, variables = setting()
   batch = Batch(*(np.repeat(a, 16, axis=0) for a in batch))
   state = start(WARMUP, variables)
-  step = partial(train_step, net=net, stage=WARMUP, steps_per_epoch=5)
+  step = step_of(net, WARMUP)
   whole, parts = (
     jax.jit(partial(step, accumulate=n)).lower(state, batch).compile()
     for n in (1, 8)
