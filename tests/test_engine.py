@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import engine, evaluate, hosts, models, step
+from dnal_jax import compact, engine, evaluate, hosts, models, step
 from dnal_jax.data import Data
 from dnal_jax.data.resident import Resident
 from dnal_jax.stages import Group, LearningRate, Stage
@@ -82,3 +82,34 @@ def test_evaluation_in_one_call_counts_every_image_once(
   sums, _ = step.eval_step(variables, whole.eval_batch(inputs, 0), net=net)
   assert got['top1'] == pytest.approx(float(sums['top1']) / 297, abs=1e-7)
   assert got['loss'] == pytest.approx(float(sums['loss']) / 297, rel=1e-5)
+
+
+def cosine(base, epochs):
+  return LearningRate(base, 'cosine', horizon=2.0 * epochs)
+
+
+def search(epochs, *, penalty, delta_end, rate, momentum=0.9):
+  groups = {
+    'gates': Group('gates/.*', cosine(rate, epochs), momentum),
+    'head': Group('params/head/.*', LearningRate(rate)),
+  }
+  return Stage('search', epochs, groups, delta_end, penalty)
+
+
+def test_other_numbers_are_the_same_program(source):
+  """So a sweep of lambdas compiles once; what is no number is another one."""
+  net = models.get('vgg7_digits').build(classes=10, width=0.25)
+  shapes = compact.walk(net, (8, 8, 1)).shapes
+
+  def program(stage, first_step):
+    compiled = engine.CompiledStage(
+      net, stage, source, dtype='float32', first_step=first_step
+    )
+    state = engine.state_shapes(stage, shapes)
+    return compiled.lower(state, source.train_shapes()).as_text()
+
+  one = search(2, penalty=1e-3, delta_end=100.0, rate=0.1)
+  other = search(9, penalty=0.04, delta_end=1e4, rate=0.3)
+  assert program(one, 0) == program(other, 460)
+  other = search(2, penalty=1e-3, delta_end=100.0, rate=0.1, momentum=0.8)
+  assert program(one, 0) != program(other, 0)
