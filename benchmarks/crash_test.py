@@ -19,8 +19,9 @@ byte for byte, times apart. A hit, by kind of try, is
             message that names the folder (root only: a small disk is mounted)
   readonly  nothing in the folder may be written any more, likewise
 
-A try may also end by refusing to go on, with a message that names the file; it
-must never end in another result. Exit code 1 if one does.
+A run may also refuse to go on, with a message that names the file; what the
+message advises is done then, and must end the same. Exit code 1 if a try ends
+otherwise.
 """
 
 import argparse
@@ -200,20 +201,20 @@ def small_disk(folder):
 
 
 def attempt(workdir, kind, seconds, clock, rng):
-  """(what came of it, how often it was hit, what was told)."""
-  hits = 0
+  """(what came of it: a digest, or 'failed'; counts; what was told)."""
+  counts = collections.Counter()
   for _ in range(HITS):
     run = Run(workdir, clock)
     if not run.reaches_a_moment(seconds, rng):
       run.end()
       continue
-    hits += 1
+    counts['hits'] += 1
     if kind in MEANWHILE:
       with MEANWHILE[kind](workdir):
         code, told = run.end()
       # 0: what was left to do needed nothing of the disk.
       if code != 0 and (code != 2 or str(workdir) not in told):
-        return 'failed', hits, f'{code}: {told}'
+        return 'failed', counts, f'{code}: {told}'
       continue
     run.kill()
     if kind in LATER:
@@ -221,10 +222,12 @@ def attempt(workdir, kind, seconds, clock, rng):
   code, told = Run(workdir, clock).end()
   while code == AGAIN:
     code, told = Run(workdir, clock).end()
-  if code == 0:
-    return digest(workdir), hits, ''
-  named = str(workdir / 'checkpoints') in told
-  return ('refused' if code == 2 and named else 'failed'), hits, told
+  if code == 2 and f"'{workdir / 'checkpoints'}" in told:
+    counts['refused'] += 1
+    workdir = workdir.with_name('another')
+    code, more = Run(workdir).end()
+    told += more
+  return ('failed' if code else digest(workdir)), counts, told
 
 
 def left_out(kind, folder):
@@ -284,23 +287,21 @@ def main():
     clock = folder / 'clock.so' if kind == 'clock' else None
     disk = small_disk(place) if kind == 'full' else contextlib.nullcontext()
     with disk:
-      came, hits, told = attempt(place / 'run', kind, seconds, clock, rng)
-      if came == whole:
-        came = 'identical'
-      elif came not in ('refused', 'failed'):
-        came = 'differing'
-      counts[kind].update(tries=1, hits=hits, **{came: 1})
-      print(f'{number + 1}: {kind}, {hits} hits: {came}', flush=True)
-      bad = came not in ('identical', 'refused')
+      came, of_try, told = attempt(place / 'run', kind, seconds, clock, rng)
+      if came != 'failed':
+        came = 'identical' if came == whole else 'differing'
+      counts[kind].update({'tries': 1, came: 1, **of_try})
+      print(f'{number + 1}: {kind}, {dict(of_try)}: {came}', flush=True)
+      bad = came != 'identical'
       if bad and kind == 'full':  # before it is gone
         shutil.copytree(place, folder / f'{number}-disk')
-    if told:
+    if bad or of_try['refused']:
       print(f'  {told.strip()}', flush=True)
     if bad:
       print(f'  left in {place}*', flush=True)
     else:
       shutil.rmtree(place)
-  heads = ('tries', 'hits', 'identical', 'refused', 'failed', 'differing')
+  heads = ('tries', 'hits', 'refused', 'identical', 'failed', 'differing')
   print(f'\n{"":8}' + ''.join(f'{head:>11}' for head in heads))
   for kind, of_kind in counts.items():
     print(f'{kind:8}' + ''.join(f'{of_kind[head]:11}' for head in heads))
