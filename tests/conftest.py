@@ -2,6 +2,8 @@
 
 Runs of the command line start many processes that compile the same programs;
 JAX's own cache, in a directory that goes with the session, spares them that.
+And most programs run for less time than they are compiled, so LLVM is asked to
+optimise little: XLA's own passes, which the tests are about, are as always.
 """
 
 import os
@@ -9,6 +11,7 @@ import shutil
 import tempfile
 
 _CACHE = 'JAX_COMPILATION_CACHE_DIR'
+_FAST = '--xla_backend_optimization_level=1'
 _made = []
 
 
@@ -17,6 +20,7 @@ def pytest_configure():
     _made.append(tempfile.mkdtemp(prefix='dnal_jax_tests_'))
     os.environ[_CACHE] = _made[0]
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+    os.environ.setdefault('XLA_FLAGS', _FAST)
 
 
 def pytest_unconfigure():

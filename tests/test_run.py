@@ -158,11 +158,11 @@ def test_a_second_signal_leaves_at_once(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('network', ['resnet8_digits', 'mobilenet_v2_digits'])
-def test_other_families_run_too(network, tmp_path):
-  succeed(tmp_path / 'run', *SHORT, f'--config.network.name={network}')
+def test_residual_networks_run_too(tmp_path):
+  """And MobileNetV2 does in test_imagenet.py."""
+  succeed(tmp_path / 'run', *SHORT, '--config.network.name=resnet8_digits')
   got = result(tmp_path / 'run')
-  assert got['network'] == network
+  assert got['network'] == 'resnet8_digits'
   assert got['learned']['macs'] < got['baseline']['macs']
   assert got['top1']['pruned'] == got['top1']['compact']
 
