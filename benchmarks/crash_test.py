@@ -159,6 +159,7 @@ def times(workdir, rng):
     os.utime(file, (when, when))
 
 
+DAMAGING = ('flip', 'cut')  # after which a run may refuse to go on
 LATER = {'flip': flip, 'cut': cut, 'times': times}
 
 
@@ -206,7 +207,9 @@ def attempt(workdir, kind, seconds, clock, rng):
   for _ in range(HITS):
     run = Run(workdir, clock)
     if not run.reaches_a_moment(seconds, rng):
-      run.end()
+      code, told = run.end()
+      if code not in (0, AGAIN) and kind not in DAMAGING:
+        return 'failed', counts, f'{code}: {told}'
       continue
     counts['hits'] += 1
     if kind in MEANWHILE:
@@ -220,9 +223,12 @@ def attempt(workdir, kind, seconds, clock, rng):
     if kind in LATER:
       LATER[kind](workdir, rng)
   code, told = Run(workdir, clock).end()
-  while code == AGAIN:
+  for _ in range(20):  # starts, of which one must come to the end
+    if code != AGAIN:
+      break
     code, told = Run(workdir, clock).end()
-  if code == 2 and f"'{workdir / 'checkpoints'}" in told:
+  refused = code == 2 and kind in DAMAGING
+  if refused and f"'{workdir / 'checkpoints'}" in told:
     counts['refused'] += 1
     workdir = workdir.with_name('another')
     code, more = Run(workdir).end()

@@ -59,6 +59,9 @@ class Checkpoints:
 
   Beside the arrays stands what they were: paths, shapes, dtypes and CRC-32 of
   the bytes, and a digest of that and of the position.
+
+  To be entered: what goes wrong with the save that is under way at the end is
+  told, unless there is something of its own to tell.
   """
 
   def __init__(self, directory: pathlib.Path):
@@ -82,6 +85,18 @@ class Checkpoints:
       ),
     )
 
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(
+    self, kind: Any, error: BaseException | None, trace: Any
+  ) -> None:
+    try:
+      self.close()
+    except (errors.UserError, errors.Stopped):
+      if not isinstance(error, errors.UserError):
+        raise
+
   def save(self, state: Any, position: Position) -> None:
     """Starts saving; a half-written checkpoint is never taken for one.
 
@@ -95,7 +110,7 @@ class Checkpoints:
     self._needed = int(1.1 * needed) + 2**20  # and what orbax adds
     free = shutil.disk_usage(self._directory).free
     if free < self._needed:
-      raise self._full(free)
+      raise self._full(f'{free:,} bytes free')
     told = {
       'position': dataclasses.asdict(position),
       'leaves': {key: _told(leaf) for key, leaf in tree.items()},
@@ -119,9 +134,11 @@ class Checkpoints:
     Damaged ones are named and put aside, into `damaged`.
 
     Raises:
-      UserError: there are checkpoints, and all are damaged.
+      UserError: there are checkpoints, and all are damaged; or as `save`.
+      Stopped: as `save`.
     """
-    self._manager.wait_until_finished()
+    with self._disk():
+      self._manager.wait_until_finished()
     found = sorted(self._manager.all_steps(), reverse=True)
     reasons = []
     for number in found:
@@ -137,8 +154,13 @@ class Checkpoints:
         for damaged in found[: len(reasons)]:
           self._put_aside(damaged)
         if reasons:
+          hosts.everyone(None)  # once the first has moved them
           self._manager.reload()
-        return whole
+        position, state = whole
+        if position.best and position.best['number'] not in found:
+          # It made room for a better one, which is damaged and will come again.
+          position.best = None
+        return position, state
       reasons.append(f"'{self._directory / str(number)}' ({reason})")
       print(f'damaged, trying the checkpoint before: {reasons[-1]}')
     if not reasons:
@@ -195,6 +217,9 @@ class Checkpoints:
     try:
       yield
     except TimeoutError as error:
+      cause: Any = error.__cause__
+      if isinstance(cause, jax.errors.JaxRuntimeError):
+        raise cause from None  # another process was lost
       # By the wall clock, which may have been set anew. Nothing is wrong with
       # the run, so it is for whoever starts it to start it again.
       raise errors.Stopped(
@@ -203,9 +228,11 @@ class Checkpoints:
         ' goes on from the last checkpoint'
       ) from error
     except Exception as error:  # of which orbax and tensorstore have several
-      if _says(error, errno.ENOSPC, errno.EDQUOT):
+      if _says(error, errno.ENOSPC):
         free = shutil.disk_usage(self._directory).free
-        raise self._full(free) from error
+        raise self._full(f'{free:,} bytes free') from error
+      if _says(error, errno.EDQUOT):
+        raise self._full('no quota left') from error
       reason = _says(error, errno.EROFS, errno.EACCES, errno.EPERM)
       if reason:
         raise errors.UserError(
@@ -214,9 +241,9 @@ class Checkpoints:
         ) from error
       raise
 
-  def _full(self, free: int) -> errors.UserError:
+  def _full(self, left: str) -> errors.UserError:
     return errors.UserError(
-      f"'{self._directory}' is on a disk with {free:,} bytes free, and a"
+      f"'{self._directory}' is on a disk with {left}, and a"
       f' checkpoint needs {self._needed:,}; make space, and the same command'
       ' goes on from the last checkpoint'
     )

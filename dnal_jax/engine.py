@@ -28,9 +28,9 @@ class CompiledStage:
 
   Where the data lies on the device, several steps are one call, a loop on the
   device. Its length is an argument, so it costs no other compilation, and how
-  steps are grouped does not change a digit. Arguments, too, are the numbers of
-  the stage and where in the run it begins: other ones are the same program,
-  which JAX's persistent cache has.
+  steps are grouped does not change a digit. Arguments, too, are the stage's
+  `Numbers` and where in the run it begins: with other ones it is the same
+  program, which JAX's persistent cache has.
   """
 
   def __init__(

@@ -262,6 +262,8 @@ def _tell_abort() -> None:
 def leave(code: int) -> NoReturn:
   """Ends this process without waiting for others, which may never come, or
   for threads that wait for a disk."""
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
+  try:
+    sys.stdout.flush()
+    sys.stderr.flush()
+  finally:  # whether or not there is anyone to read, or a disk to write to
+    os._exit(code)

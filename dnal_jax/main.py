@@ -2,8 +2,9 @@
 
 python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
 
-Exit codes: 0 finished, 2 a mistake of the user's, 75 stopped before the end,
-by a signal or because another process was lost: the same command goes on.
+Exit codes: 0 finished, 2 a mistake of the user's, 75 stopped before the end, by
+a signal, a save that does not end, or the loss of another process: the same
+command goes on.
 """
 
 from collections.abc import Sequence

@@ -52,17 +52,15 @@ class Rehearsal:
     """
     inputs = self.inputs(batch)
     compiled: dict[str, dict[str, Any]] = {}  # by what was lowered
-    first_step = 0
     for stage in self._settings.stages:
       program = engine.CompiledStage(
         self._net,
         stage,
         inputs,
         dtype=self._settings.compute_dtype,
-        first_step=first_step,
+        first_step=0,  # wherever: it is an argument
         accumulate=self._settings.accumulate,
       )
-      first_step += stage.epochs * inputs.steps_per_epoch
       state = engine.state_shapes(stage, self._walk.shapes)
       lowered = program.lower(state, inputs.train_shapes())
       key = lowered.as_text()

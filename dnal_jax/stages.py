@@ -3,8 +3,8 @@
 A run is a list of stages; the published method is warm-up, search, fine-tune,
 a baseline is one stage, a second search round a longer list. All stages share
 one train step (`step`), to which a stage is data: what it trains and how is
-compiled into the step, its numbers are given to it (`Numbers`), so that other
-ones, as in a sweep of lambdas, need no other program.
+compiled into the step; lambda, delta and the rates are given to it (`Numbers`),
+so that other ones, as in a sweep, need no other program.
 """
 
 from collections.abc import Iterable, Mapping
@@ -127,7 +127,8 @@ class Stage:
             f' is 0 from epoch {end:g} on; set its lr.horizon to'
             f' {self.epochs + group.lr.start:g} or more'
           )
-    least = 0 if self.prune_below is not None else 1
+    cuts_only = self.prune_below is not None and self.delta_end is None
+    least = 0 if cuts_only else 1
     if self.epochs < least:
       raise ValueError(
         f'epochs is {self.epochs}; it must be at least {least}. To leave the'

@@ -44,7 +44,7 @@ def run(
   Raises:
     UserError: the folder is another config's or another process's, the data
       cannot be read, or the search has left no path through the network.
-    Stopped: by a signal, or another process was lost; the run can go on.
+    Stopped: by a signal, a late save or a lost process; the run can go on.
   """
   folder.check(workdir, config)
   if (workdir / 'result.json').exists():
@@ -95,7 +95,7 @@ class _Run:
 
   def to_the_end(self) -> dict[str, Any]:
     """All stages that are left, then the result."""
-    with contextlib.closing(self.checkpoints):
+    with self.checkpoints:
       while True:
         try:
           self._train_stage()

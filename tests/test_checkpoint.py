@@ -128,13 +128,19 @@ def test_a_clock_that_leaps_during_a_save(tmp_path, monkeypatch):
   checkpoints.save(state(7), position)
   checkpoints.close()
   position.step = 8
-  checkpoints = Checkpoints(folder)
   days, now = itertools.count(), time.time()
-  with monkeypatch.context() as patch:
-    patch.setattr(time, 'time', lambda: now + 86400 * next(days))
-    checkpoints.save(state(8), position)
-    with pytest.raises(errors.Stopped, match='or the clock has jumped'):
-      checkpoints.close()
+
+  def run(its_own):
+    with monkeypatch.context() as patch, Checkpoints(folder) as checkpoints:
+      patch.setattr(time, 'time', lambda: now + 86400 * next(days))
+      checkpoints.save(state(8), position)
+      if its_own:
+        raise its_own
+
+  with pytest.raises(errors.Stopped, match='or the clock has jumped'):
+    run(None)
+  with pytest.raises(errors.UserError, match='of its own'):
+    run(errors.UserError('of its own'))
   found = newest(folder)
   assert found is not None
   assert found[0].step == 7

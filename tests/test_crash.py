@@ -20,6 +20,7 @@ def test_whatever_hits_a_run_it_ends_the_same():
     capture_output=True,
     text=True,
     check=False,
+    timeout=900,
   )
   assert told.returncode == 0, (told.stdout, told.stderr)
   table = [
@@ -35,5 +36,7 @@ def test_whatever_hits_a_run_it_ends_the_same():
   }
   left_out = 'clock is left out' in told.stdout
   assert len(rows) == (2 if left_out else 3)
+  # Kills and clocks damage nothing.
+  assert not any(rows[k]['refused'] for k in rows if k != 'flip')
   assert sum(row['identical'] for row in rows.values()) == 3
   assert sum(row['hits'] for row in rows.values()) >= 1

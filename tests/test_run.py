@@ -104,7 +104,11 @@ def start_and_signal_at(workdir, line, *signals):
   if process.poll() is None:
     for number in signals:
       os.killpg(process.pid, number)
-  _, told = process.communicate(timeout=30)
+  try:
+    _, told = process.communicate(timeout=30)
+  except subprocess.TimeoutExpired:
+    os.killpg(process.pid, signal.SIGKILL)
+    raise
   assert seen, f'never printed {line!r}'
   return process.returncode, told
 
