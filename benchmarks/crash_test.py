@@ -191,9 +191,9 @@ MEANWHILE = {'full': full, 'readonly': readonly}
 
 
 @contextlib.contextmanager
-def small_disk(folder):
+def small_disk(folder, size=DISK):
   folder.mkdir()
-  mount = ('mount', '-t', 'tmpfs', '-o', f'size={DISK}', 'tmpfs', folder)
+  mount = ('mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder)
   subprocess.run(mount, check=True, capture_output=True)
   try:
     yield
@@ -245,7 +245,7 @@ def left_out(kind, folder):
       flags = ('-shared', '-fPIC', '-O2', '-o', to, source, '-ldl')
       subprocess.run(('cc', *flags), check=True, capture_output=True)
     elif kind == 'full':
-      with small_disk(folder / 'disk'):
+      with small_disk(folder / 'mounted'):
         pass
     elif kind == 'readonly':
       (folder / 'written').mkdir()

@@ -15,6 +15,7 @@ from commands import (
   succeed,
   until,
 )
+from crash_test import left_out, readonly, small_disk
 import pytest
 
 FLAGS = (*SHORT, '--config.checkpoint_steps=4')
@@ -23,18 +24,13 @@ FLAGS = (*SHORT, '--config.checkpoint_steps=4')
 @contextlib.contextmanager
 def disk(folder, size):
   """A small disk mounted there; gives a function that makes it larger."""
-  folder.mkdir()
-  mount = ('mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder)
-  try:
-    subprocess.run(mount, check=True, capture_output=True)
-  except (OSError, subprocess.CalledProcessError):
-    pytest.skip('only root may mount a small disk')
-  try:
+  why = left_out('full', folder.parent)
+  if why:
+    pytest.skip(why)
+  with small_disk(folder, size):
     yield lambda size: subprocess.run(
       ('mount', '-o', f'remount,size={size}', folder), check=True
     )
-  finally:
-    subprocess.run(('umount', folder), check=True)
 
 
 def check_message(told, folder):
@@ -99,35 +95,16 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save(alone, tmp_path):
     assert_same(workdir, alone)
 
 
-@contextlib.contextmanager
-def read_only(folder):
-  """Nothing in it can be written; permissions do not stop root, a flag does."""
-  root = os.geteuid() == 0
-  command = ('chattr', '-fR') if root else ('chmod', '-fR')
-  try:
-    # What the run deletes meanwhile makes this fail, and does not matter.
-    subprocess.run((*command, '+i' if root else 'a-w', folder), check=False)
-    yield
-  finally:
-    subprocess.run((*command, '-i' if root else 'u+w', folder), check=False)
-
-
-def can_forbid(folder):
-  folder.mkdir()
-  with contextlib.suppress(OSError), read_only(folder):
-    (folder / 'file').touch()
-  return not (folder / 'file').exists()
-
-
 @pytest.mark.slow
 @pytest.mark.xdist_group('disk')
 def test_a_folder_that_may_not_be_written_any_more(alone, tmp_path):
-  if not can_forbid(tmp_path / 'probe'):
-    pytest.skip('root may write everywhere on this file system')
+  why = left_out('readonly', tmp_path)
+  if why:
+    pytest.skip(why)
   workdir = tmp_path / 'run'
   process = start(workdir, *FLAGS)
   until(process, 'search 1/')
-  with read_only(workdir):
+  with readonly(workdir):
     try:
       # No thread of a save that failed keeps it from ending.
       _, told = process.communicate(timeout=60)
