@@ -42,8 +42,9 @@ def test_two_processes_survive_what_befalls_one(tmp_path):
 
   for number, line, to, code in (
     (signal.SIGTERM, 'warmup 1/', 1, 75),
-    (signal.SIGKILL, 'search 1/', 0, -9),
-    (signal.SIGINT, 'finetune 1/', 0, 75),
+    (signal.SIGTERM, 'search 1/', 0, 75),
+    (signal.SIGKILL, 'search 2/', 0, -9),
+    (signal.SIGTERM, 'finetune 1/', 1, 75),
   ):
     processes = two(hurt)
     processes.until(line)

@@ -139,6 +139,7 @@ def test_stopped_runs_save_and_go_on_as_if_undisturbed(demo, tmp_path):
   stopped = tmp_path / 'run'
   for line, number in (
     ('warmup 4/', signal.SIGTERM),
+    ('search 3/', signal.SIGTERM),
     ('search 6/', signal.SIGINT),
     ('finetune 9/', signal.SIGTERM),
   ):
