@@ -119,31 +119,37 @@ def test_the_newest_two_stay_and_the_best_of_the_stage(tmp_path):
   assert equal(whole, state(233))
 
 
-def test_a_clock_that_leaps_during_a_save(tmp_path, monkeypatch):
-  """Orbax takes it for a disk that hangs; the run may be started again."""
+@pytest.mark.parametrize(
+  ('its_own', 'kind', 'told'),
+  [
+    (False, errors.Stopped, 'or the clock has jumped'),
+    (True, errors.UserError, 'an error of its own'),
+  ],
+)
+def test_a_clock_that_leaps_during_a_save(
+  its_own, kind, told, saved, tmp_path, monkeypatch
+):
+  """Orbax takes it for a disk that hangs; the run may be started again.
+
+  What orbax gave up on, it goes on to write: a folder takes one such save.
+  """
   folder = tmp_path / 'checkpoints'
-  position = Position(step=7)
+  shutil.copytree(saved, folder)
+  step = newest(folder)[0].step
+  position = Position(step=step + 1)
   position.begin_stage('warmup', epochs=1, steps=100)
-  checkpoints = Checkpoints(folder)
-  checkpoints.save(state(7), position)
-  checkpoints.close()
-  position.step = 8
   days, now = itertools.count(), time.time()
 
-  def run(its_own):
+  def run():
     with monkeypatch.context() as patch, Checkpoints(folder) as checkpoints:
       patch.setattr(time, 'time', lambda: now + 86400 * next(days))
-      checkpoints.save(state(8), position)
+      checkpoints.save(state(step + 1), position)
       if its_own:
-        raise its_own
+        raise errors.UserError(told)
 
-  with pytest.raises(errors.Stopped, match='or the clock has jumped'):
-    run(None)
-  with pytest.raises(errors.UserError, match='of its own'):
-    run(errors.UserError('of its own'))
-  found = newest(folder)
-  assert found is not None
-  assert found[0].step == 7
+  with pytest.raises(kind, match=told):
+    run()
+  assert newest(folder)[0].step == step
 
 
 def damage(file, how, rng):
