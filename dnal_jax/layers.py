@@ -47,6 +47,8 @@ class Features:
   gates: tuple[str, ...] = ()
   # Gates without any channel that keep the image from reaching x.
   closed: tuple[str, ...] = ()
+  # What x is, if it comes straight from a BatchNorm.
+  normalised: norm.Scalable | None = None
 
 
 class ConvBn(nn.Module):
@@ -87,14 +89,16 @@ class ConvBn(nn.Module):
     if self.bias:
       bias = self.param('bias', nn.initializers.zeros, (n,), jnp.float32)
       x = x + bias.astype(x.dtype)
-    x = norm.BatchNorm(self.epsilon, self.train, name='bn')(x)
-    return Features(x, self.width.ids, gates, m.closed)
+    y = norm.BatchNorm(self.epsilon, self.train, name='bn').scalable(x)
+    return Features(y.x, self.width.ids, gates, m.closed, y)
 
 
 class Gate(nn.Module):
   """Scales channel c by g[c], read from the variable collection `gates`.
 
-  The network multiplies; `gating` decides by what. Ones at init.
+  The network multiplies; `gating` decides by what. Ones at init. Behind a
+  BatchNorm, its scale and bias are multiplied instead of the map: the same
+  function, at no cost in forward or backward passes (ours).
   """
 
   @nn.compact
@@ -108,7 +112,11 @@ class Gate(nn.Module):
     if not m.ids:
       return dataclasses.replace(m, closed=(*m.closed, path))
     g = self.variable('gates', 'g', jnp.ones, (len(m.ids),), jnp.float32)
-    return dataclasses.replace(m, x=m.x * g.value.astype(m.x.dtype))
+    if m.normalised is not None and m.normalised.x is m.x:
+      x = m.normalised.times(g.value)
+    else:
+      x = m.x * g.value.astype(m.x.dtype)
+    return dataclasses.replace(m, x=x)
 
 
 class Dense(nn.Module):
@@ -202,6 +210,30 @@ def relu(x: jax.Array) -> jax.Array:
   that, and so on down to the first: a ResNet56 step takes twice as long.
   """
   return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
+
+
+@jax.custom_vjp
+def relu_of_sum(x: jax.Array) -> jax.Array:
+  """`relu`, for a sum of maps: its gradient is told by its result, which the
+  next layer reads, too. Told by what it is given, as `relu`'s is, XLA would
+  read all maps of the sum again backwards (CPU: a step of a cut ResNet56 takes
+  a tenth longer).
+
+  Has a reverse-mode derivative only.
+  """
+  return relu(x)
+
+
+def _relu_of_sum_forward(x):
+  y = relu(x)
+  return y, y <= 0
+
+
+def _relu_of_sum_backward(closed, dy):
+  return (jnp.where(closed, jnp.zeros((), dy.dtype), dy),)
+
+
+relu_of_sum.defvjp(_relu_of_sum_forward, _relu_of_sum_backward)
 
 
 def average(m: Features) -> Features:

@@ -4,12 +4,21 @@ B batch, C channels; `...` are the positions of a map, if it has any. Under
 `jit` on a sharded batch, the statistics are those of the global batch.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
+
+
+class Scalable(NamedTuple):
+  """A map, and the same map times a factor [C] of its channels."""
+
+  x: jax.Array  # [B, ..., C]
+  times: Callable[[jax.Array], jax.Array]
 
 
 class BatchNorm(nn.Module):
@@ -23,8 +32,13 @@ class BatchNorm(nn.Module):
   train: bool
   momentum: float = 0.9  # share of the old average that a step keeps
 
-  @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:  # [B, ..., C]
+    return self.scalable(x).x
+
+  @nn.compact
+  def scalable(self, x: jax.Array) -> Scalable:
+    """y, and y times a factor, which is scale and bias times that factor: it
+    takes no map more, nor does its gradient, which comes from theirs."""
     c = x.shape[-1:]
     scale = self.param('scale', nn.initializers.ones, c, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, c, jnp.float32)
@@ -32,15 +46,28 @@ class BatchNorm(nn.Module):
       self.variable('batch_stats', name, init, c, jnp.float32)
       for name, init in (('mean', jnp.zeros), ('var', jnp.ones))
     ]
-    if not self.train:
-      mean, var = (average.value for average in averages)
-      return _affine(x, *_coefficients(scale, bias, mean, var, self.epsilon))
-    moments = lax.stop_gradient(_moments(x))
-    if not self.is_initializing():
-      for average, value in zip(averages, moments, strict=True):
-        keep = self.momentum
-        average.value = keep * average.value + (1 - keep) * value
-    return _standardised(self.epsilon, x, scale, bias, *moments)
+    if self.train:
+      moments = lax.stop_gradient(_moments(x))
+      if not self.is_initializing():
+        for average, value in zip(averages, moments, strict=True):
+          keep = self.momentum
+          average.value = keep * average.value + (1 - keep) * value
+      normalised = partial(_standardised, self.epsilon)
+    else:
+      moments = [average.value for average in averages]
+      normalised = partial(_with_constants, self.epsilon)
+
+    def times(factor):
+      return normalised(x, scale * factor, bias * factor, *moments)
+
+    return Scalable(normalised(x, scale, bias, *moments), times)
+
+
+def _with_constants(epsilon, x, scale, bias, mean, var):
+  by = scale * lax.rsqrt(var + epsilon)
+  # x - mean first would keep more digits where the mean is a large multiple of
+  # the deviation, and take another map; the variance has lost them already.
+  return (x * by + (bias - mean * by)).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -48,7 +75,7 @@ def _standardised(epsilon, x, scale, bias, mean, var):
   """Has the derivative by x that counts in that mean and var are its moments,
   and none by them. Autodiff would write one more map forwards and two more
   backwards."""
-  return _affine(x, *_coefficients(scale, bias, mean, var, epsilon))
+  return _with_constants(epsilon, x, scale, bias, mean, var)
 
 
 def _forward(epsilon, x, scale, bias, mean, var):
@@ -89,14 +116,3 @@ def _moments(x):
   mean = x.mean(axes)
   # E[x^2] - E[x]^2 takes no map of differences.
   return mean, jnp.maximum(0.0, (x * x).mean(axes) - mean * mean)
-
-
-def _coefficients(scale, bias, mean, var, epsilon):
-  by = scale * lax.rsqrt(var + epsilon)
-  return by, bias - mean * by
-
-
-def _affine(x, by, plus):
-  # x - mean first would keep more digits where the mean is a large multiple of
-  # the deviation, and take another map; the variance has lost them already.
-  return (x * by + plus).astype(x.dtype)

@@ -142,12 +142,15 @@ def macs_with_gradients(stage: Stage, walk: compact.Walk) -> int:
 def ideal_all_reduce(stage: Stage, walk: compact.Walk) -> int:
   """Bytes that devices must sum up in a step: the gradients of what trains;
   the moments of BatchNorm; and, backwards through a BatchNorm, two sums more,
-  which are the gradients of its own parameters where those train."""
+  which are the gradients of its own parameters where those train, and give
+  that of a gate behind it."""
   trained = _trained(stage, walk)
   shapes = trees.flatten(
     {k: v for k, v in walk.shapes.items() if k != 'batch_stats'}
   )
-  total = sum(_bytes(shapes[path]) for path in trained)
+  total = sum(
+    _bytes(shapes[path]) for path in trained if not path.startswith('gates/')
+  )
   moments = trees.flatten(walk.shapes['batch_stats'])
   for path, shape in moments.items():
     norm = path.rpartition('/')[0]

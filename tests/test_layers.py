@@ -1,5 +1,8 @@
 """Channel ids survive everything that layers do to a feature map."""
 
+from collections.abc import Callable
+import dataclasses
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -109,14 +112,50 @@ def test_gate_must_stand_behind_its_own_layer():
     OneConv(gate='elsewhere').init(jax.random.key(0), features((0,)))
 
 
+class Gated(nn.Module):
+  """A gate behind a convolution, with something of the user's between."""
+
+  between: Callable[[layers.Features], layers.Features]
+
+  @nn.compact
+  def __call__(self, m):
+    width = layers.Width((0, 1), 'gate')
+    m = layers.ConvBn(width, 3, name='conv')(m)
+    return layers.Gate(name='gate')(self.between(m))
+
+
+def test_gate_multiplies_whatever_it_stands_behind():
+  """BatchNorm's scale and bias where it may, else the map itself."""
+  g = jnp.array([0.25, 0.0])
+  bn = {'scale': jnp.array([2.0, 3.0]), 'bias': jnp.array([-0.5, 1.0])}
+
+  def out(between, gates):
+    m = features((0, 1, 2))
+    variables = Gated(between).init(jax.random.key(0), m)
+    variables['params']['conv']['bn'] = bn
+    return Gated(between).apply(
+      {**variables, 'gates': {'gate': {'g': gates}}}, m
+    )
+
+  for between in (
+    lambda m: m,
+    lambda m: layers.act(jnp.tanh, m),
+    lambda m: dataclasses.replace(m, x=m.x**2),
+  ):
+    whole, scaled = out(between, jnp.ones(2)), out(between, g)
+    assert np.abs(whole.x).min(initial=1, where=whole.x != 0) > 0
+    np.testing.assert_allclose(scaled.x, whole.x * g, rtol=1e-6, atol=1e-7)
+
+
 def test_scaled_widths():
   assert layers.scaled(17, 1.0) == 17
   assert [layers.scaled(64, w) for w in (0.5, 0.25, 0.01)] == [32, 16, 8]
 
 
-def test_relu_is_a_maximum_with_gradient_0_at_0():
+@pytest.mark.parametrize('relu', [layers.relu, layers.relu_of_sum])
+def test_relu_is_a_maximum_with_gradient_0_at_0(relu):
   x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.nan])
-  np.testing.assert_array_equal(layers.relu(x), [0, 0, 0, 3, jnp.nan])
-  gradient = jax.vmap(jax.grad(layers.relu))(x[:4])
+  np.testing.assert_array_equal(relu(x), [0, 0, 0, 3, jnp.nan])
+  gradient = jax.vmap(jax.grad(relu))(x[:4])
   assert gradient.tolist() == [0, 0, 0, 1]
-  assert layers.relu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+  assert relu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16

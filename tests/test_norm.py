@@ -73,6 +73,32 @@ def test_evaluates_as_flax_does(dtype):
   )
 
 
+@pytest.mark.parametrize('train', [True, False])
+def test_times_a_factor_is_the_product_with_its_gradients(train):
+  with jax.enable_x64(True):
+    variables, x, dy = example((4, 3, 5, 6), np.float64)
+    factor = jnp.linspace(-1, 1, 6).at[2].set(0)
+
+    def run(times):
+      def f(params, x, factor):
+        y, _ = ours(train).apply(
+          {**variables, 'params': params},
+          x,
+          mutable=['batch_stats'],
+          method='scalable',
+        )
+        return times(y, factor)
+
+      y, pullback = jax.vjp(f, variables['params'], x, factor)
+      return y, pullback(dy)
+
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11),
+      run(lambda y, factor: y.times(factor)),
+      run(lambda y, factor: y.x * factor),
+    )
+
+
 def test_begins_as_flax_does():
   x = jnp.ones((2, 3, 3, 4))
   got, want = (

@@ -29,7 +29,7 @@ class BasicBlock(nn.Module):
     y = layers.Gate(name='out')(y)
     shift = (self.features - self.inputs) // 2
     return layers.act(
-      layers.relu,
+      layers.relu_of_sum,
       layers.add(y, shortcut=layers.subsample(m, self.stride, shift)),
     )
 
@@ -65,7 +65,7 @@ class Bottleneck(nn.Module):
         train=self.train,
         name='downsample',
       )(m)
-    return layers.act(layers.relu, layers.add(y, shortcut=m))
+    return layers.act(layers.relu_of_sum, layers.add(y, shortcut=m))
 
 
 class ResNet(nn.Module):
