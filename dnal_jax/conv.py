@@ -4,7 +4,7 @@ how is chosen for each platform.
 B batch, H height, W width, I input channels, O output channels, k kernel.
 Layouts are [B, H, W, I] for images and [k, k, I, O] for kernels. GPUs and TPUs
 get XLA's own operations; on CPU, where those are up to two orders of magnitude
-slower than the same sums written otherwise, `conv_cpu` has them; a CPU of a
+slower than the same sums written otherwise, `conv_cpu` has those; a CPU of a
 mesh (`mesh.py`) does those for its own images.
 """
 
@@ -15,7 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import conv_cpu, mesh
+from dnal_jax import conv_cpu, mesh, shifts
 
 
 def conv2d(
@@ -48,7 +48,7 @@ def max_pool(
     return lax.reduce_window(x, -jnp.inf, lax.max, shape, strides, pads)
 
   def on_cpu(x):
-    first, *rest = conv_cpu.windows(x, window, stride, pad, fill=-jnp.inf)
+    first, *rest = shifts.windows(x, window, stride, pad, fill=-jnp.inf)
     for other in rest:
       # Keeps what is not a number, as `native` does.
       first = jnp.where((first >= other) | (first != first), first, other)

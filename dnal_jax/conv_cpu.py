@@ -12,6 +12,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from dnal_jax import shifts
+
 # Maps of fewer positions than this are multiplied as matrices.
 _TINY_MAP = 16
 # Products of matrices are taken over chunks of so many positions, or of two
@@ -78,7 +80,7 @@ def _forward(x, kernel, stride):
 
 
 def _input_gradient(dy, kernel, x, stride):
-  margins = [_margin(n, len(kernel), stride) for n in x.shape[1:3]]
+  margins = [shifts.margin(n, len(kernel), stride) for n in x.shape[1:3]]
   kernel = kernel[::-1, ::-1].swapaxes(2, 3)
   return _convolution(dy, kernel, margins, dilation=stride)
 
@@ -185,7 +187,7 @@ def _images(x, kernel, stride):
 
 
 def _patches(x, k, stride):  # [B * H' * W', k * k * I]
-  return _flat(jnp.concatenate(windows(x, k, stride, k // 2), -1))
+  return _flat(jnp.concatenate(shifts.windows(x, k, stride, k // 2), -1))
 
 
 def _flat(a):
@@ -231,73 +233,12 @@ def _split_kernel_gradient(dy, kernel, x, stride):
 SPLIT = Form(_forward, _input_gradient, _split_kernel_gradient)
 
 
-# Depthwise: sums over the k * k taps of shifted image * weight.
-
-
-def _shifted(x, kernel, stride):
-  shifts = windows(x, len(kernel), stride, len(kernel) // 2)
-  return _sum_of_products(shifts, kernel)
-
-
-def _shifted_input_gradient(dy, kernel, x, stride):
-  k = len(kernel)
-  margins = [(*_margin(n, k, stride), stride - 1) for n in x.shape[1:3]]
-  dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
-  return _sum_of_products(windows(dy, k, 1, pad=0), kernel[::-1, ::-1])
-
-
-def _shifted_kernel_gradient(dy, kernel, x, stride):
-  """Image by image, so that all taps are updated while it is in the cache;
-  positions are summed last."""
-  k = len(kernel)
-
-  def add(taps, image):
-    x, dy = image
-    shifts = windows(x[None], k, stride, k // 2)
-    return [
-      tap + shift[0] * dy for tap, shift in zip(taps, shifts, strict=True)
-    ], None
-
-  taps = [jnp.zeros(dy.shape[1:], _wide(dy))] * k**2
-  taps, _ = lax.scan(add, taps, (x, dy))
-  dk = jnp.stack([tap.sum((0, 1)) for tap in taps])
-  return dk.reshape(kernel.shape).astype(kernel.dtype)
-
-
-def _sum_of_products(shifts, kernel):
-  taps = kernel.reshape(-1, kernel.shape[-1])
-  products = [x * tap for x, tap in zip(shifts, taps, strict=True)]
-  return sum(products[1:], products[0])
-
-
-SHIFTED = Form(_shifted, _shifted_input_gradient, _shifted_kernel_gradient)
+SHIFTED = Form(
+  shifts.convolution, shifts.input_gradient, shifts.kernel_gradient
+)
 
 
 # What the forms share.
-
-
-def windows(x, k: int, stride: int, pad: int, fill: float = 0.0):
-  """The k * k shifts of x that one kernel position each sees."""
-  pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-  x = jnp.pad(x, pads, constant_values=fill)
-  rows, columns = ((n - k) // stride + 1 for n in x.shape[1:3])
-  return [
-    x[
-      :,
-      i : i + (rows - 1) * stride + 1 : stride,
-      j : j + (columns - 1) * stride + 1 : stride,
-    ]
-    for i in range(k)
-    for j in range(k)
-  ]
-
-
-def _margin(n, k, stride):
-  """Zeros before and after an axis of the output, spread out by the stride,
-  which a kernel of k must slide over to give the axis of n of the input."""
-  spread = (-(-n // stride) - 1) * stride + 1
-  before = k - 1 - k // 2
-  return before, n + k - 1 - spread - before
 
 
 def _map_chunks(f, images, x):
