@@ -47,8 +47,12 @@ class Features:
   gates: tuple[str, ...] = ()
   # Gates without any channel that keep the image from reaching x.
   closed: tuple[str, ...] = ()
-  # What x is, if it comes straight from a BatchNorm.
+  # What x is, where it comes straight from a BatchNorm.
   normalised: norm.Scalable | None = None
+
+  def __post_init__(self):
+    if self.normalised and self.normalised.x is not self.x:
+      object.__setattr__(self, 'normalised', None)  # `replace` carries it along
 
 
 class ConvBn(nn.Module):
@@ -89,7 +93,7 @@ class ConvBn(nn.Module):
     if self.bias:
       bias = self.param('bias', nn.initializers.zeros, (n,), jnp.float32)
       x = x + bias.astype(x.dtype)
-    y = norm.BatchNorm(self.epsilon, self.train, name='bn').scalable(x)
+    y = norm.BatchNorm(self.epsilon, self.train, name='bn')(x)
     return Features(y.x, self.width.ids, gates, m.closed, y)
 
 
@@ -98,7 +102,7 @@ class Gate(nn.Module):
 
   The network multiplies; `gating` decides by what. Ones at init. Behind a
   BatchNorm, its scale and bias are multiplied instead of the map: the same
-  function, at no cost in forward or backward passes (ours).
+  function, and under `jit` no pass over a map more (ours).
   """
 
   @nn.compact
@@ -112,7 +116,7 @@ class Gate(nn.Module):
     if not m.ids:
       return dataclasses.replace(m, closed=(*m.closed, path))
     g = self.variable('gates', 'g', jnp.ones, (len(m.ids),), jnp.float32)
-    if m.normalised is not None and m.normalised.x is m.x:
+    if m.normalised:
       x = m.normalised.times(g.value)
     else:
       x = m.x * g.value.astype(m.x.dtype)
@@ -152,7 +156,8 @@ class Head(nn.Module):
   def __call__(self, m: Features) -> jax.Array:  # [B, classes] float32
     for i, features in enumerate(self.hidden, 1):
       m = Dense(features, self.kernel_init, name=f'fc{i}')(m)
-      m = act(norm.BatchNorm(1e-5, self.train, name=f'bn{i}'), m)
+      bn = norm.BatchNorm(1e-5, self.train, name=f'bn{i}')
+      m = act(lambda x, bn=bn: bn(x).x, m)
       m = act(relu, m)
     # A softmax over logits of 8 bits would see classes tie.
     m = act(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), m)
@@ -203,7 +208,8 @@ def max_pool(m: Features, window: int, pad: int = 0) -> Features:
 
 
 def relu(x: jax.Array) -> jax.Array:
-  """max(x, 0) of any shape, with the gradient 0 at 0.
+  """max(x, 0) of any shape, with the gradient 0 at 0; for the result of `add`
+  there is `relu_of_sum`.
 
   Written as a choice, because XLA on CPU takes a maximum with a constant for
   free to recompute, and with it the residual sum behind it, the one before

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 
 class Scalable(NamedTuple):
-  """A map, and the same map times a factor [C] of its channels."""
+  """A map [B, ..., C], and the same map times a factor [C] of its channels."""
 
-  x: jax.Array  # [B, ..., C]
+  x: jax.Array
   times: Callable[[jax.Array], jax.Array]
 
 
@@ -25,20 +25,18 @@ class BatchNorm(nn.Module):
   """y = scale * (x - mean) / sqrt(var + epsilon) + bias, over the batch in
   training, over running averages otherwise (1502.03167).
 
-  Parameters and statistics are those of Flax's `BatchNorm`, in float32.
+  y times a factor is computed with scale and bias times that factor: under
+  `jit`, neither it nor its gradient, which comes from theirs, reads or writes
+  one map more than y. Parameters and statistics are those of Flax's
+  `BatchNorm`, in float32.
   """
 
   epsilon: float
   train: bool
   momentum: float = 0.9  # share of the old average that a step keeps
 
-  def __call__(self, x: jax.Array) -> jax.Array:  # [B, ..., C]
-    return self.scalable(x).x
-
   @nn.compact
-  def scalable(self, x: jax.Array) -> Scalable:
-    """y, and y times a factor, which is scale and bias times that factor: it
-    takes no map more, nor does its gradient, which comes from theirs."""
+  def __call__(self, x: jax.Array) -> Scalable:  # of [B, ..., C]
     c = x.shape[-1:]
     scale = self.param('scale', nn.initializers.ones, c, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, c, jnp.float32)
@@ -57,6 +55,7 @@ class BatchNorm(nn.Module):
       moments = [average.value for average in averages]
       normalised = partial(_with_constants, self.epsilon)
 
+    @jax.named_scope('bn')  # in profiles, wherever it is called
     def times(factor):
       return normalised(x, scale * factor, bias * factor, *moments)
 

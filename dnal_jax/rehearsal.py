@@ -142,8 +142,8 @@ def macs_with_gradients(stage: Stage, walk: compact.Walk) -> int:
 def ideal_all_reduce(stage: Stage, walk: compact.Walk) -> int:
   """Bytes that devices must sum up in a step: the gradients of what trains;
   the moments of BatchNorm; and, backwards through a BatchNorm, two sums more,
-  which are the gradients of its own parameters where those train, and give
-  that of a gate behind it."""
+  which are the gradients of its own parameters where those train. They give
+  that of a gate, too, where it stands straight behind, as all of ours do."""
   trained = _trained(stage, walk)
   shapes = trees.flatten(
     {k: v for k, v in walk.shapes.items() if k != 'batch_stats'}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import layers
+from dnal_jax import layers, norm
 
 
 def features(ids, seed=0, shape=(2, 3, 3), **kwargs):
@@ -124,27 +124,47 @@ class Gated(nn.Module):
     return layers.Gate(name='gate')(self.between(m))
 
 
-def test_gate_multiplies_whatever_it_stands_behind():
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  ('between', 'straight'),
+  [(lambda m: m, True), (lambda m: layers.act(jnp.tanh, m), False)],
+)
+def test_gate_multiplies_whatever_it_stands_behind(
+  between, straight, dtype, monkeypatch
+):
   """BatchNorm's scale and bias where it may, else the map itself."""
+  affine = []
+
+  def recorded(epsilon, x, scale, bias, mean, var):
+    affine.append(scale)
+    return with_constants(epsilon, x, scale, bias, mean, var)
+
+  with_constants = norm._with_constants
+  monkeypatch.setattr(norm, '_with_constants', recorded)
   g = jnp.array([0.25, 0.0])
-  bn = {'scale': jnp.array([2.0, 3.0]), 'bias': jnp.array([-0.5, 1.0])}
+  m = features((0, 1, 2))
+  m = dataclasses.replace(m, x=m.x.astype(dtype))
+  variables = Gated(between).init(jax.random.key(0), m)
+  scale = jnp.array([2.0, 3.0])
+  bn = {'scale': scale, 'bias': jnp.array([-0.5, 1.0])}
+  variables['params']['conv']['bn'] = bn
 
-  def out(between, gates):
-    m = features((0, 1, 2))
-    variables = Gated(between).init(jax.random.key(0), m)
-    variables['params']['conv']['bn'] = bn
-    return Gated(between).apply(
-      {**variables, 'gates': {'gate': {'g': gates}}}, m
-    )
+  def out(gates):
+    affine.clear()
+    gates = {'gate': {'g': gates}}
+    return Gated(between).apply({**variables, 'gates': gates}, m).x
 
-  for between in (
-    lambda m: m,
-    lambda m: layers.act(jnp.tanh, m),
-    lambda m: dataclasses.replace(m, x=m.x**2),
-  ):
-    whole, scaled = out(between, jnp.ones(2)), out(between, g)
-    assert np.abs(whole.x).min(initial=1, where=whole.x != 0) > 0
-    np.testing.assert_allclose(scaled.x, whole.x * g, rtol=1e-6, atol=1e-7)
+  whole, scaled = out(jnp.ones(2)), out(g)
+  assert whole.dtype == scaled.dtype == dtype
+  assert (whole != 0).all()
+  tolerance = 1e-6 if dtype == 'float32' else 1e-2
+  np.testing.assert_allclose(
+    scaled.astype(np.float32), whole.astype(np.float32) * g, rtol=tolerance
+  )
+  assert [a.tolist() for a in affine] == [
+    scale.tolist(),
+    *([(scale * g).tolist()] if straight else []),
+  ]
 
 
 def test_scaled_widths():
