@@ -61,24 +61,41 @@ def channels(
   x: jax.Array,  # [..., C] floating point, finite
   columns: tuple[int | None, ...],  # of x, one for each channel of the result
 ) -> jax.Array:  # [..., len(columns)]
-  """Channels of x, in the order of `columns`; None is a channel of zeros."""
+  """Channels of x, each at most once, in the order of `columns`; None is a
+  channel of zeros."""
+  return _channels(columns, x.shape[-1], x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _channels(columns, c, x):
+  """Its derivative is a selection, too; that of an index would add channel by
+  channel, which takes longer than the convolution before it (CPU)."""
 
   def gather(x):
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)])
-    zeros = x.shape[-1]
-    index = [zeros if column is None else column for column in columns]
+    index = [c if column is None else column for column in columns]
     return padded[..., jnp.array(index, int)]
 
   def product(x):  # exact: in each sum, all summands but one are zero
-    chosen = np.zeros((x.shape[-1], len(columns)))
+    chosen = np.zeros((c, len(columns)))
     chosen[np.array(columns, int), np.arange(len(columns))] = 1
     return x @ jnp.asarray(chosen, x.dtype)
 
   # XLA on CPU makes a gather again for each of its readers, of which a gradient
   # has three; as a product it is made once.
-  if None not in columns and x.shape[-1] <= 128:
+  if None not in columns and c <= 128:
     return lax.platform_dependent(x, cpu=product, default=gather)
   return gather(x)
+
+
+def _channels_backward(columns, c, _, dy):
+  place = {column: i for i, column in enumerate(columns)}
+  return (channels(dy, tuple(place.get(i) for i in range(c))),)
+
+
+_channels.defvjp(
+  lambda columns, c, x: (_channels(columns, c, x), None), _channels_backward
+)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -12,7 +12,6 @@ BatchNorm statistics in float32; `Head` gives logits in float32 or better.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from functools import partial
 import math
 from typing import NamedTuple
 
@@ -220,13 +219,10 @@ def relu(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def relu_of_sum(x: jax.Array) -> jax.Array:
-  """`relu`, for a sum of maps: its gradient is told by its result, which the
-  next layer reads, too. Told by what it is given, as `relu`'s is, XLA would
-  read all maps of the sum again backwards (CPU: a step of a cut ResNet56 takes
-  a tenth longer).
-
-  Has a reverse-mode derivative only.
-  """
+  """`relu`, for a sum of maps: its gradient, in reverse mode only, is told by
+  its result, which the next layer reads, too. By what it is given, XLA would
+  read all maps of the sum again (CPU: a step of a cut ResNet56 takes a tenth
+  longer)."""
   return relu(x)
 
 
@@ -235,11 +231,10 @@ def _relu_of_sum_forward(x):
   return y, y <= 0
 
 
-def _relu_of_sum_backward(closed, dy):
-  return (jnp.where(closed, jnp.zeros((), dy.dtype), dy),)
-
-
-relu_of_sum.defvjp(_relu_of_sum_forward, _relu_of_sum_backward)
+relu_of_sum.defvjp(
+  _relu_of_sum_forward,
+  lambda closed, dy: (jnp.where(closed, jnp.zeros((), dy.dtype), dy),),
+)
 
 
 def average(m: Features) -> Features:
@@ -281,21 +276,9 @@ def select(m: Features, ids: Ids) -> Features:
   """The channels `ids` of m, zero where m lacks them."""
   if ids == m.ids:
     return m
-  return dataclasses.replace(m, x=_select(m.ids, ids, m.x), ids=ids)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _select(have: Ids, want: Ids, x: jax.Array) -> jax.Array:
-  """Its derivative is a selection, too; that of an index would add channel by
-  channel, which takes longer than the convolution before it (CPU)."""
-  column = {c: i for i, c in enumerate(have)}
-  return conv.channels(x, tuple(column.get(c) for c in want))
-
-
-_select.defvjp(
-  lambda have, want, x: (_select(have, want, x), None),
-  lambda have, want, _, dy: (_select(want, have, dy),),
-)
+  column = {c: i for i, c in enumerate(m.ids)}
+  x = conv.channels(m.x, tuple(column.get(c) for c in ids))
+  return dataclasses.replace(m, x=x, ids=ids)
 
 
 def subsample(m: Features, stride: int, shift: int) -> Features:
