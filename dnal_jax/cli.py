@@ -40,7 +40,8 @@ def run(
   if len(argv) > 1 and not arguments:
     _give_up(f"unexpected argument '{argv[1]}'; flags are --key=value")
   try:
-    logging.set_verbosity(logging.ERROR)  # orbax and tfds are talkative
+    logging.set_verbosity(logging.FATAL)  # orbax logs all that it raises, too
+    sys.unraisablehook = _tell_unraisable
     app.run(body, argv=argv)
   except (errors.UserError, OSError) as error:
     _give_up(error)
@@ -69,6 +70,13 @@ def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:
     raise errors.UserError(
       f'--config cannot be read: {str(error).splitlines()[-1].strip()}'
     ) from error
+
+
+def _tell_unraisable(unraisable: Any) -> None:
+  """As Python does, but for tensorstore's threads: once a save has failed, each
+  of its other writes finds orbax gone, hundreds of times."""
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
 
 
 def _give_up(message: object) -> NoReturn:

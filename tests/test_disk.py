@@ -88,8 +88,8 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save(alone, tmp_path):
     _, told = process.communicate()
     assert process.returncode == 2, told
     check_message(told, tmp_path / 'disk')
-    # orbax logs what its thread met; what is last is ours
     assert told.strip().splitlines()[-1].startswith('error: ')
+    assert 'Traceback' not in told, told
     filler.unlink()
     assert 'going on with' in succeed(workdir, *FLAGS)
     assert_same(workdir, alone)
