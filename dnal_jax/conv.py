@@ -77,13 +77,15 @@ def _channels(columns, c, x):
     return padded[..., jnp.array(index, int)]
 
   def product(x):  # exact: in each sum, all summands but one are zero
-    chosen = np.zeros((c, len(columns)))
-    chosen[np.array(columns, int), np.arange(len(columns))] = 1
+    chosen = np.arange(c)[:, None] == [
+      -1 if column is None else column for column in columns
+    ]
     return x @ jnp.asarray(chosen, x.dtype)
 
-  # XLA on CPU makes a gather again for each of its readers, of which a gradient
-  # has three; as a product it is made once.
-  if None not in columns and c <= 128:
+  # XLA on CPU makes a gather again for each of its readers, of which a sum and
+  # its gradient have three, or writes it channel by channel, which takes longer
+  # than the convolution behind it; a product is made once.
+  if c <= 128:
     return lax.platform_dependent(x, cpu=product, default=gather)
   return gather(x)
 

@@ -26,6 +26,9 @@ _KERNEL_POSITIONS = 512
 # Output channels that XLA's convolutions compute at once: fewer take as long.
 # Above, multiples of 4 take down to half the time of others.
 _LANES = 16
+# A product of matrices takes up to half the time if the right one is the wider,
+# unless that has so many columns.
+_WIDE = 512
 
 
 class Form(NamedTuple):
@@ -170,9 +173,7 @@ def _matrix_input_gradient(dy, kernel, x, stride):
 def _matrix_kernel_gradient(dy, kernel, x, stride):
   def of(x, dy):
     patches = _patches(x, len(kernel), stride)
-    return jnp.matmul(
-      patches.T, _flat(dy), preferred_element_type=_wide(dy)
-    ).reshape(kernel.shape)
+    return _over_positions(patches, dy).reshape(kernel.shape)
 
   images = _images(x, kernel, stride)
   return _sum_of_chunks(of, images, x, dy).astype(kernel.dtype)
@@ -213,11 +214,7 @@ def _split_kernel_gradient(dy, kernel, x, stride):
     dy = jnp.pad(dy, ((0, 0), (0, 0), (pad, pad), (0, 0)))
     xs = [x[:, i : i + rows] for i in range(k)]
     dys = [dy[:, :, j : j + columns] for j in reversed(range(k))]
-    return jnp.matmul(
-      _flat(jnp.concatenate(xs, -1)).T,
-      _flat(jnp.concatenate(dys, -1)),
-      preferred_element_type=_wide(dy),
-    )
+    return _over_positions(jnp.concatenate(xs, -1), jnp.concatenate(dys, -1))
 
   def of_halves(x, dy):  # which two threads can do, as copies take one each
     half = len(x) // 2
@@ -267,6 +264,15 @@ def _split(images, x):
   n = len(x) // images
   chunks = x[: n * images].reshape(n, images, *x.shape[1:])
   return (None if n < 2 else chunks), x[n * images :]
+
+
+def _over_positions(a, b):  # [..., m], [..., n] -> [m, n]
+  """Sums of the products of all channels of one map with all of another."""
+  m, n = a.shape[-1], b.shape[-1]
+  if n <= 0.75 * m and n < _WIDE:
+    # The barrier keeps XLA from turning it around again.
+    return lax.optimization_barrier(_over_positions(b, a)).T
+  return jnp.matmul(_flat(a).T, _flat(b), preferred_element_type=_wide(a))
 
 
 def _power_of_two(n):
