@@ -4,9 +4,10 @@
 
 Times XLA's own convolution forwards, its gradient by the input and by the
 kernel, and the same in each other form that can compute them (for pools, all in
-one), interleaved, and prints the ratio native / form per shape as the median of
-the rounds with the extremes. Above 1, the form is faster; a star is on the one
-that is used.
+one; for products over positions, which some forms do, the product turned around
+and back), interleaved, and prints the ratio native / form per shape as the
+median of the rounds with the extremes. Above 1, the form is faster; a star is
+on the one that is used.
 """
 
 import argparse
@@ -32,7 +33,9 @@ SHAPES = [
   (32, 11, 11, 3, 1, False),
   (32, 16, 8, 3, 1, False),
   (32, 6, 6, 3, 1, False),
-  (32, 16, 32, 3, 2, False),
+  *((32, inputs, 2 * inputs, 3, 2, False) for inputs in (16, 64, 96)),
+  (56, 64, 64, 3, 2, False),
+  (28, 128, 128, 3, 2, False),
   (16, 32, 32, 3, 1, False),
   (16, 32, 23, 3, 1, False),
   (16, 23, 32, 3, 1, False),
@@ -52,6 +55,13 @@ SHAPES = [
   *((side, 96, 96, 3, stride, True) for side in (8, 16) for stride in (1, 2)),
   (32, 144, 144, 3, 1, True),
   (8, 96, 96, 5, 1, True),
+]
+# (positions, m, n) of two maps, the product of whose channels is [m, n]
+PRODUCTS = [
+  (positions, times * n // 4, n)
+  for positions in (512, 8192)
+  for n in (16, 24, 64, 256, 512)
+  for times in (5, 6, 8, 16)
 ]
 # (side, channels, window, pad), of stride 2
 POOLS = [(32, 64, 2, 0), (8, 256, 2, 0), (56, 64, 3, 1)]
@@ -134,6 +144,20 @@ def pool(side, channels, window, pad):
   return f'max-pool {side}x{side}, {channels}, k{window} s2', found
 
 
+def product(positions, m, n):
+  a, b = (jnp.ones((positions, channels)) for channels in (m, n))
+
+  def native(a, b):
+    return 2 * (a.T @ b)
+
+  def turned(a, b):  # as `conv_cpu.over_positions` does
+    return 2 * jax.lax.optimization_barrier(b.T @ a).T
+
+  name = ('*' if conv_cpu.turned(m, n) else '') + 'turned'
+  found = {'product': ratios({'native': native, name: turned}, a, b)}
+  return f'{m} x {n}, over {positions} positions', found
+
+
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--json')
@@ -143,7 +167,9 @@ def main():
   print(f'batch {BATCH}, {ROUNDS} rounds; native / form: median (min to max)')
   rows = []
   measured = [(convolution, shape) for shape in SHAPES]
-  for measure, arguments in measured + [(pool, shape) for shape in POOLS]:
+  measured += [(product, shape) for shape in PRODUCTS]
+  measured += [(pool, shape) for shape in POOLS]
+  for measure, arguments in measured:
     shape, operations = measure(*arguments)
     rows.append({'shape': shape, **operations})
     for operation, forms in operations.items():

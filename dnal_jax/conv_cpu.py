@@ -26,8 +26,7 @@ _KERNEL_POSITIONS = 512
 # Output channels that XLA's convolutions compute at once: fewer take as long.
 # Above, multiples of 4 take down to half the time of others.
 _LANES = 16
-# A product of matrices takes up to half the time if the right one is the wider,
-# unless that has so many columns.
+# With so many columns, a matrix is wide enough to stand on the right.
 _WIDE = 512
 
 
@@ -46,11 +45,10 @@ def choose(x, kernel, stride: int, depthwise: bool) -> Form:
   rows, columns = (-(-n // stride) for n in x.shape[1:3])
   if len(kernel) == 1 or rows * columns < _TINY_MAP:
     return MATRIX
-  inputs, outputs = kernel.shape[2:]
+  inputs = kernel.shape[2]
   if stride == 1:
     return SPLIT if inputs > 4 else CONVOLUTION
-  # At multiples of 64 inputs, the convolution was as fast or faster.
-  product = MATRIX if outputs > 32 and inputs % 64 else CONVOLUTION
+  product = MATRIX if inputs > 64 else CONVOLUTION
   return Form(
     CONVOLUTION.forward,
     # A convolution would multiply the zeros between spread out positions.
@@ -173,7 +171,7 @@ def _matrix_input_gradient(dy, kernel, x, stride):
 def _matrix_kernel_gradient(dy, kernel, x, stride):
   def of(x, dy):
     patches = _patches(x, len(kernel), stride)
-    return _over_positions(patches, dy).reshape(kernel.shape)
+    return over_positions(patches, dy).reshape(kernel.shape)
 
   images = _images(x, kernel, stride)
   return _sum_of_chunks(of, images, x, dy).astype(kernel.dtype)
@@ -214,7 +212,7 @@ def _split_kernel_gradient(dy, kernel, x, stride):
     dy = jnp.pad(dy, ((0, 0), (0, 0), (pad, pad), (0, 0)))
     xs = [x[:, i : i + rows] for i in range(k)]
     dys = [dy[:, :, j : j + columns] for j in reversed(range(k))]
-    return _over_positions(jnp.concatenate(xs, -1), jnp.concatenate(dys, -1))
+    return over_positions(jnp.concatenate(xs, -1), jnp.concatenate(dys, -1))
 
   def of_halves(x, dy):  # which two threads can do, as copies take one each
     half = len(x) // 2
@@ -266,13 +264,18 @@ def _split(images, x):
   return (None if n < 2 else chunks), x[n * images :]
 
 
-def _over_positions(a, b):  # [..., m], [..., n] -> [m, n]
+def over_positions(a, b):  # [..., m], [..., n] -> [m, n]
   """Sums of the products of all channels of one map with all of another."""
-  m, n = a.shape[-1], b.shape[-1]
-  if n <= 0.75 * m and n < _WIDE:
-    # The barrier keeps XLA from turning it around again.
-    return lax.optimization_barrier(_over_positions(b, a)).T
+  if turned(a.shape[-1], b.shape[-1]):
+    # The barrier keeps XLA from turning it back.
+    return lax.optimization_barrier(over_positions(b, a)).T
   return jnp.matmul(_flat(a).T, _flat(b), preferred_element_type=_wide(a))
+
+
+def turned(m: int, n: int) -> bool:
+  """Whether a product of m rows and n columns is faster computed with rows and
+  columns swapped: up to twice, as long as it has few columns."""
+  return n <= 0.75 * m and n < _WIDE
 
 
 def _power_of_two(n):
