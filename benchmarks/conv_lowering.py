@@ -33,8 +33,10 @@ SHAPES = [
   (32, 11, 11, 3, 1, False),
   (32, 16, 8, 3, 1, False),
   (32, 6, 6, 3, 1, False),
-  *((32, inputs, 2 * inputs, 3, 2, False) for inputs in (16, 64, 96)),
-  (56, 64, 64, 3, 2, False),
+  *((32, inputs, 2 * inputs, 3, 2, False) for inputs in (3, 16, 45, 64, 96)),
+  (16, 32, 64, 3, 2, False),
+  (16, 29, 24, 3, 2, False),
+  *((56, 64, outputs, 3, 2, False) for outputs in (64, 128)),
   (28, 128, 128, 3, 2, False),
   (16, 32, 32, 3, 1, False),
   (16, 32, 23, 3, 1, False),
@@ -58,10 +60,10 @@ SHAPES = [
 ]
 # (positions, m, n) of two maps, the product of whose channels is [m, n]
 PRODUCTS = [
-  (positions, times * n // 4, n)
+  (positions, round(times * n), n)
   for positions in (512, 8192)
-  for n in (16, 24, 64, 256, 512)
-  for times in (5, 6, 8, 16)
+  for n in (15, 24, 48, 72, 144, 255, 512)
+  for times in (1.2, 4 / 3, 1.5, 2, 4)
 ]
 # (side, channels, window, pad), of stride 2
 POOLS = [(32, 64, 2, 0), (8, 256, 2, 0), (56, 64, 3, 1)]
@@ -147,6 +149,7 @@ def pool(side, channels, window, pad):
 def product(positions, m, n):
   a, b = (jnp.ones((positions, channels)) for channels in (m, n))
 
+  # Times 2, so that the transposition has a reader, as it does in steps.
   def native(a, b):
     return 2 * (a.T @ b)
 

@@ -40,7 +40,9 @@ def run(
   if len(argv) > 1 and not arguments:
     _give_up(f"unexpected argument '{argv[1]}'; flags are --key=value")
   try:
-    logging.set_verbosity(logging.FATAL)  # orbax logs all that it raises, too
+    logging.set_verbosity(logging.ERROR)  # tfds is talkative
+    # Orbax logs, by this logger, all that it raises, too.
+    flags.FLAGS.logger_levels = {'absl': 'CRITICAL'}
     sys.unraisablehook = _tell_unraisable
     app.run(body, argv=argv)
   except (errors.UserError, OSError) as error:
@@ -73,9 +75,12 @@ def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:
 
 
 def _tell_unraisable(unraisable: Any) -> None:
-  """As Python does, but for tensorstore's threads: once a save has failed, each
-  of its other writes finds orbax gone, hundreds of times."""
-  if str(unraisable.exc_value) != 'Event loop is closed':
+  """Python's own hook, but silent about tensorstore's threads: once a save has
+  failed, each of its other writes finds orbax gone, hundreds of times."""
+  error = unraisable.exc_value
+  if not (
+    isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
+  ):
     sys.__unraisablehook__(unraisable)
 
 

@@ -82,10 +82,10 @@ def _channels(columns, c, x):
     ]
     return x @ jnp.asarray(chosen, x.dtype)
 
-  # XLA on CPU makes a gather again for each of its readers, of which a sum and
-  # its gradient have three, or writes it channel by channel, which takes longer
-  # than the convolution behind it; a product is made once.
-  if c <= 128:
+  # XLA on CPU makes a gather again for each of its readers, or writes it
+  # channel by channel, which takes longer than the convolution behind it; a
+  # product is made once, but one of many channels is work (measured up to 64).
+  if max(c, len(columns)) <= 128:
     return lax.platform_dependent(x, cpu=product, default=gather)
   return gather(x)
 

@@ -45,16 +45,9 @@ def choose(x, kernel, stride: int, depthwise: bool) -> Form:
   rows, columns = (-(-n // stride) for n in x.shape[1:3])
   if len(kernel) == 1 or rows * columns < _TINY_MAP:
     return MATRIX
-  inputs = kernel.shape[2]
-  if stride == 1:
-    return SPLIT if inputs > 4 else CONVOLUTION
-  product = MATRIX if inputs > 64 else CONVOLUTION
-  return Form(
-    CONVOLUTION.forward,
-    # A convolution would multiply the zeros between spread out positions.
-    MATRIX.input_gradient,
-    product.kernel_gradient,
-  )
+  if stride > 1:
+    return STRIDED
+  return SPLIT if kernel.shape[2] > 4 else CONVOLUTION
 
 
 def native(x, kernel, stride: int, depthwise: bool = False) -> jax.Array:
@@ -196,6 +189,10 @@ def _flat(a):
 MATRIX = Form(_matrix, _matrix_input_gradient, _matrix_kernel_gradient)
 
 
+# A convolution would multiply the zeros between positions that are spread out.
+STRIDED = Form(_forward, _matrix_input_gradient, _matrix_kernel_gradient)
+
+
 # The kernel gradient as the product of k rows of x with k columns of dy, each
 # side by side as channels: 2 * k copies of maps instead of k * k, and operands
 # that are wide where maps are narrow.
@@ -273,9 +270,9 @@ def over_positions(a, b):  # [..., m], [..., n] -> [m, n]
 
 
 def turned(m: int, n: int) -> bool:
-  """Whether a product of m rows and n columns is faster computed with rows and
-  columns swapped: up to twice, as long as it has few columns."""
-  return n <= 0.75 * m and n < _WIDE
+  """Whether a product of m rows and n columns is computed with rows and columns
+  swapped: few columns take up to twice as long as few rows."""
+  return 0 < n <= 0.75 * m and n < _WIDE
 
 
 def _power_of_two(n):

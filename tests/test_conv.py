@@ -36,15 +36,16 @@ def with_gradients(f, x, kernel, upstream):
     (19, 8, 16, (17, 8)),
     (19, 8, 15, (8, 8)),
     (9, 16, 16, (64, 72)),
+    (35, 16, 16, (24, 8)),
   ],
 )
 def test_equals_xla_convolution(
   images, height, width, channels, k, stride, depthwise
 ):
-  """19 images are two chunks and a rest for products of matrices and for
-  convolutions that give kernels' gradients, 9 are two and a rest for split
-  taps. More than 16 channels are padded to multiples of 4; up to 8 outputs of
-  up to 16 inputs go in pairs of an even number of columns."""
+  """35 images are two chunks and a rest for products of matrices (stride 2), 19
+  for convolutions that give kernels' gradients, 9 for split taps. More than 16
+  channels are padded to multiples of 4; up to 8 outputs of up to 16 inputs go
+  in pairs of an even number of columns."""
   inputs, outputs = channels
   if depthwise:
     outputs = inputs

@@ -111,6 +111,7 @@ def test_a_folder_that_may_not_be_written_any_more(alone, tmp_path):
     finally:
       process.kill()
     assert process.returncode == 2, told
+    assert 'Traceback' not in told, told
     last = told.strip().splitlines()[-1]
     assert last.startswith(f"error: '{workdir}")
     assert 'cannot be written any more (' in last
