@@ -153,7 +153,7 @@ def product(positions, m, n):
   def native(a, b):
     return 2 * (a.T @ b)
 
-  def turned(a, b):  # as `conv_cpu.over_positions` does
+  def turned(a, b):  # as `conv_cpu` does
     return 2 * jax.lax.optimization_barrier(b.T @ a).T
 
   name = ('*' if conv_cpu.turned(m, n) else '') + 'turned'

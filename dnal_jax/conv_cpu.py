@@ -164,7 +164,7 @@ def _matrix_input_gradient(dy, kernel, x, stride):
 def _matrix_kernel_gradient(dy, kernel, x, stride):
   def of(x, dy):
     patches = _patches(x, len(kernel), stride)
-    return over_positions(patches, dy).reshape(kernel.shape)
+    return _over_positions(patches, dy).reshape(kernel.shape)
 
   images = _images(x, kernel, stride)
   return _sum_of_chunks(of, images, x, dy).astype(kernel.dtype)
@@ -209,7 +209,7 @@ def _split_kernel_gradient(dy, kernel, x, stride):
     dy = jnp.pad(dy, ((0, 0), (0, 0), (pad, pad), (0, 0)))
     xs = [x[:, i : i + rows] for i in range(k)]
     dys = [dy[:, :, j : j + columns] for j in reversed(range(k))]
-    return over_positions(jnp.concatenate(xs, -1), jnp.concatenate(dys, -1))
+    return _over_positions(jnp.concatenate(xs, -1), jnp.concatenate(dys, -1))
 
   def of_halves(x, dy):  # which two threads can do, as copies take one each
     half = len(x) // 2
@@ -261,11 +261,11 @@ def _split(images, x):
   return (None if n < 2 else chunks), x[n * images :]
 
 
-def over_positions(a, b):  # [..., m], [..., n] -> [m, n]
+def _over_positions(a, b):  # [..., m], [..., n] -> [m, n]
   """Sums of the products of all channels of one map with all of another."""
   if turned(a.shape[-1], b.shape[-1]):
     # The barrier keeps XLA from turning it back.
-    return lax.optimization_barrier(over_positions(b, a)).T
+    return lax.optimization_barrier(_over_positions(b, a)).T
   return jnp.matmul(_flat(a).T, _flat(b), preferred_element_type=_wide(a))
 
 
