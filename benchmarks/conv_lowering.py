@@ -5,9 +5,10 @@
 Times XLA's own convolution forwards, its gradient by the input and by the
 kernel, and the same in each other form that can compute them (for pools, all in
 one; for products over positions, which some forms do, the product turned around
-and back), interleaved, and prints the ratio native / form per shape as the
-median of the rounds with the extremes. Above 1, the form is faster; a star is
-on the one that is used.
+and back; for a selection of channels with its gradient, an index against ours),
+interleaved, and prints the ratio native / form per shape as the median of the
+rounds with the extremes. Above 1, the form is faster; a star is on the one that
+is used.
 """
 
 import argparse
@@ -67,6 +68,16 @@ PRODUCTS = [
 ]
 # (side, channels, window, pad), of stride 2
 POOLS = [(32, 64, 2, 0), (8, 256, 2, 0), (56, 64, 3, 1)]
+# (side, channels, of so many)
+SELECTIONS = [
+  (32, 8, 16),
+  (32, 13, 15),
+  (16, 16, 32),
+  (16, 29, 31),
+  (8, 24, 64),
+]
+# (side, channels)
+SUMS = [(32, 6), (32, 8), (32, 15), (32, 16), (16, 13), (8, 25)]
 
 
 def seconds(f, *arguments):
@@ -161,6 +172,42 @@ def product(positions, m, n):
   return f'{m} x {n}, over {positions} positions', found
 
 
+def selection(side, chosen, channels):
+  """Of a map of `chosen` channels, spread out over `channels`, as before a sum
+  of maps."""
+  x = jax.random.normal(jax.random.key(0), (BATCH, side, side, chosen))
+  ids = jax.random.permutation(jax.random.key(1), channels)[:chosen]
+  column = {c: i for i, c in enumerate(sorted(ids.tolist()))}
+  columns = tuple(column.get(c) for c in range(channels))
+
+  def native(x):
+    padded = jnp.pad(x, [(0, 0)] * 3 + [(0, 1)])
+    index = [column.get(c, chosen) for c in range(channels)]
+    return padded[..., jnp.array(index)]
+
+  dy = jnp.ones((*x.shape[:3], channels))
+  both = {
+    'native': with_gradient(native),
+    '*ours': with_gradient(partial(conv.channels, columns=columns)),
+  }
+  found = {'with gradient': ratios(both, x, dy)}
+  return f'{chosen} of {channels} channels, {side}x{side}', found
+
+
+def sums(side, channels):
+  """And of squares, as for a BatchNorm."""
+  x = jax.random.normal(jax.random.key(0), (BATCH, side, side, channels))
+
+  def native(x):
+    return x.sum((0, 1, 2)), (x * x).sum((0, 1, 2))
+
+  def ours(x):
+    return conv.sums(x), conv.sums(x * x)
+
+  found = {'forward': ratios({'native': native, '*ours': ours}, x)}
+  return f'sums of {channels} channels, {side}x{side}', found
+
+
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--json')
@@ -172,6 +219,8 @@ def main():
   measured = [(convolution, shape) for shape in SHAPES]
   measured += [(product, shape) for shape in PRODUCTS]
   measured += [(pool, shape) for shape in POOLS]
+  measured += [(selection, shape) for shape in SELECTIONS]
+  measured += [(sums, shape) for shape in SUMS]
   for measure, arguments in measured:
     shape, operations = measure(*arguments)
     rows.append({'shape': shape, **operations})

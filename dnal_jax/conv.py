@@ -1,5 +1,5 @@
-"""Convolution, pooling and selection of channels: what they compute is fixed,
-how is chosen for each platform.
+"""Convolution, pooling, selection and sums of channels: what they compute is
+fixed, how is chosen for each platform.
 
 B batch, H height, W width, I input channels, O output channels, k kernel.
 Layouts are [B, H, W, I] for images and [k, k, I, O] for kernels. GPUs and TPUs
@@ -77,14 +77,16 @@ def _channels(columns, c, x):
     return padded[..., jnp.array(index, int)]
 
   def product(x):  # exact: in each sum, all summands but one are zero
-    chosen = np.arange(c)[:, None] == [
-      -1 if column is None else column for column in columns
-    ]
-    return x @ jnp.asarray(chosen, x.dtype)
+    index = [-1 if column is None else column for column in columns]
+    chosen = jnp.asarray(np.arange(c)[:, None] == index, x.dtype)
+    if x.ndim == 4 and max(chosen.shape) <= conv_cpu.LANES:
+      return conv_cpu.native(x, chosen[None, None], stride=1)
+    return x @ chosen
 
   # XLA on CPU makes a gather again for each of its readers, or writes it
   # channel by channel, which takes longer than the convolution behind it; a
-  # product is made once, but one of many channels is work (measured up to 64).
+  # product is made once, but one of many channels is work (measured up to 64);
+  # one of few takes longer than the convolution that it is.
   if max(c, len(columns)) <= 128:
     return lax.platform_dependent(x, cpu=product, default=gather)
   return gather(x)
@@ -98,6 +100,22 @@ def _channels_backward(columns, c, _, dy):
 _channels.defvjp(
   lambda columns, c, x: (_channels(columns, c, x), None), _channels_backward
 )
+
+
+def sums(x: jax.Array) -> jax.Array:  # [B, ..., C] -> [C]
+  """Of each channel, over all images and positions, in the dtype of x."""
+  c = x.shape[-1]
+
+  def native(x):
+    return x.sum(tuple(range(x.ndim - 1)))
+
+  def by_column(x):  # [B, H, W, C]
+    return x.reshape(-1, x.shape[2] * c).sum(0).reshape(-1, c).sum(0)
+
+  # The channels of one position would leave lanes empty; of a row, they do not.
+  if x.ndim != 4 or c >= conv_cpu.LANES:
+    return native(x)
+  return lax.platform_dependent(x, cpu=by_column, default=native)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

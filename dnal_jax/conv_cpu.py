@@ -23,9 +23,9 @@ _POSITIONS = 1024
 # convolutions of so many positions at least; both for the cache.
 _KERNEL_CHUNK = 2**17
 _KERNEL_POSITIONS = 512
-# Output channels that XLA's convolutions compute at once: fewer take as long.
-# Above, multiples of 4 take down to half the time of others.
-_LANES = 16
+# Channels that XLA's loops and convolutions compute at once: fewer take as
+# long. Above, convolutions of multiples of 4 take down to half the time.
+LANES = 16
 # With so many columns, a matrix is wide enough to stand on the right.
 _WIDE = 512
 
@@ -83,8 +83,8 @@ def _convolution(x, kernel, padding, stride=1, dilation=1):
   inputs, outputs = kernel.shape[2:]
   columns = x.shape[2] + sum(padding[1]) - len(kernel) + 1
   pairs = (
-    2 * outputs <= _LANES
-    and inputs <= _LANES
+    2 * outputs <= LANES
+    and inputs <= LANES
     and stride == dilation == 1
     and columns % 2 == 0
   )
@@ -94,7 +94,7 @@ def _convolution(x, kernel, padding, stride=1, dilation=1):
     sides = [((0, 0), side, (0, 0), (0, 0)) for side in ((0, 1), (1, 0))]
     kernel = jnp.concatenate([jnp.pad(kernel, side) for side in sides], -1)
   else:
-    more = [-n % 4 if n > _LANES else 0 for n in (inputs, outputs)]
+    more = [-n % 4 if n > LANES else 0 for n in (inputs, outputs)]
     x = jnp.pad(x, [(0, 0)] * 3 + [(0, more[0])])
     kernel = jnp.pad(kernel, [(0, 0)] * 2 + [(0, n) for n in more])
   y = lax.conv_general_dilated(

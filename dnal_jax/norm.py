@@ -13,6 +13,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from dnal_jax import conv
+
 
 class Scalable(NamedTuple):
   """A map [B, ..., C], and the same map times a factor [C] of its channels."""
@@ -84,11 +86,10 @@ def _forward(epsilon, x, scale, bias, mean, var):
 
 def _backward(epsilon, residuals, dy):
   x, scale, bias, mean, var = residuals
-  axes = tuple(range(x.ndim - 1))
   wide = partial(jnp.asarray, dtype=mean.dtype)
   inverse = lax.rsqrt(var + epsilon)
-  d_bias = wide(dy).sum(axes)
-  d_scale = (wide(dy) * (wide(x) - mean)).sum(axes) * inverse
+  d_bias = conv.sums(wide(dy))
+  d_scale = conv.sums(wide(dy) * (wide(x) - mean)) * inverse
   n = x.size // x.shape[-1]
   # dx = scale * inverse * (dy - d_bias/n - (x - mean) * inverse * d_scale/n)
   along_dy = scale * inverse
@@ -111,7 +112,7 @@ _standardised.defvjp(_forward, _backward)
 def _moments(x):
   """Mean and variance [C] of each channel, in float32 or wider."""
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  axes = tuple(range(x.ndim - 1))
-  mean = x.mean(axes)
+  n = x.size // x.shape[-1]
+  mean = conv.sums(x) / n
   # E[x^2] - E[x]^2 takes no map of differences.
-  return mean, jnp.maximum(0.0, (x * x).mean(axes) - mean * mean)
+  return mean, jnp.maximum(0.0, conv.sums(x * x) / n - mean * mean)

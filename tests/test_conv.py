@@ -132,11 +132,40 @@ def test_channels_are_moved_digit_by_digit(columns, dtype):
     np.testing.assert_array_equal(got[..., to], want)
 
 
+@pytest.mark.parametrize('of', [16, 17, 128, 129])
+def test_channels_are_the_same_of_few_and_of_many(of):
+  """A convolution, a product, or an index."""
+  columns = tuple(range(of - 1, 2, -2))
+  x = random(2, 3, 4, of)
+  y, pullback = jax.vjp(jax.jit(partial(conv.channels, columns=columns)), x)
+  np.testing.assert_array_equal(y, x[..., list(columns)])
+  dy = random(*y.shape)
+  want = np.zeros(x.shape, 'float32')
+  want[..., list(columns)] = dy
+  np.testing.assert_array_equal(pullback(dy)[0], want)
+
+
 def test_other_platforms_move_channels_by_index():
   f = jax.jit(lambda x: conv.channels(x, (2, 0)))
   for platform, product in (('cuda', False), ('tpu', False), ('cpu', True)):
-    lowered = f.trace(random(4, 3)).lower(lowering_platforms=(platform,))
-    assert ('dot_general' in lowered.as_text()) == product, platform
+    for x in random(4, 3), random(1, 2, 2, 3):
+      lowered = f.trace(x).lower(lowering_platforms=(platform,)).as_text()
+      products = lowered.count('dot_general') + lowered.count('convolution')
+      assert (products > 0) == product, platform
+
+
+@pytest.mark.parametrize('shape', [(3, 5, 4, 6), (3, 5, 4, 16), (7, 6)])
+def test_sums_of_channels(shape):
+  x = random(*shape)
+  want = np.asarray(x, 'float64').reshape(-1, shape[-1]).sum(0)
+  np.testing.assert_allclose(jax.jit(conv.sums)(x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_other_platforms_sum_channels_at_once():
+  f = jax.jit(conv.sums)
+  for platform, reductions in (('cuda', 1), ('tpu', 1), ('cpu', 2)):
+    lowered = f.trace(random(1, 2, 2, 3)).lower(lowering_platforms=(platform,))
+    assert lowered.as_text().count('stablehlo.reduce(') == reductions, platform
 
 
 def test_strided_padding_is_on_both_sides():
