@@ -20,7 +20,7 @@ MAY_IMPORT = {
   'conv': {'conv_cpu', 'mesh', 'shifts'},
   'conv_cpu': {'shifts'},
   'shifts': set(),
-  'norm': set(),
+  'norm': {'conv'},
   'layers': {'conv', 'norm'},
   'models': {'compact', 'layers', 'models'},
   'gating': {'layers'},
