@@ -112,8 +112,9 @@ def sums(x: jax.Array) -> jax.Array:  # [B, ..., C] -> [C]
   def by_column(x):  # [B, H, W, C]
     return x.reshape(-1, x.shape[2] * c).sum(0).reshape(-1, c).sum(0)
 
-  # The channels of one position would leave lanes empty; of a row, they do not.
-  if x.ndim != 4 or c >= conv_cpu.LANES:
+  # The channels of one position would leave lanes empty; those of a row do not,
+  # but the devices of a mesh would exchange them all.
+  if x.ndim != 4 or c >= conv_cpu.LANES or mesh.size() > 1:
     return native(x)
   return lax.platform_dependent(x, cpu=by_column, default=native)
 
