@@ -5,7 +5,8 @@
 Times XLA's own convolution forwards, its gradient by the input and by the
 kernel, and the same in each other form that can compute them (for pools, all in
 one; for products over positions, which some forms do, the product turned around
-and back; for a selection of channels with its gradient, an index against ours),
+and back; for a selection of channels with its gradient, an index against ours;
+for sums of channels and of their squares, those at once against ours),
 interleaved, and prints the ratio native / form per shape as the median of the
 rounds with the extremes. Above 1, the form is faster; a star is on the one that
 is used.
