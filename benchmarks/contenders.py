@@ -1,6 +1,6 @@
 """One train step of any stage, ours and PyTorch's, ready to be timed.
 
-Ours runs in the loop that runs use (`engine.CompiledStage`), on one batch that
+Ours runs in the loop that runs use (`loop.CompiledStage`), on one batch that
 lies on the device. PyTorch gets its batch on the device, too, channels last,
 and the same kind of optimizer.
 
@@ -20,18 +20,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import compact, engine, gating, hosts, step
-from dnal_jax.stages import Group, LearningRate, Stage
-from dnal_jax.step import Batch
+from dnal_jax.data.batches import Batch
+from dnal_jax.graph import surgery, walk
+from dnal_jax.parallel import stopping
+from dnal_jax.search import channel_gates
+from dnal_jax.training import loop, losses, train_state
+from dnal_jax.training.optimizer import ParamGroup
+from dnal_jax.training.schedule import LearningRate
+from dnal_jax.training.stages import Stage
 
 RATE = LearningRate(0.01)
-WEIGHTS = {'weights': Group('params/.*', RATE, weight_decay=1e-4)}
+WEIGHTS = {'weights': ParamGroup('params/.*', RATE, weight_decay=1e-4)}
 WARMUP = Stage('warmup', 1000, WEIGHTS)
 FINETUNE = Stage('finetune', 1000, WEIGHTS, prune_below=0.9)
 SEARCH = Stage(
   'search',
   10,
-  {'gates': Group('gates/.*', RATE), 'head': Group('params/head/.*', RATE)},
+  {
+    'gates': ParamGroup('gates/.*', RATE),
+    'head': ParamGroup('params/head/.*', RATE),
+  },
   delta_end=1e4,
   penalty=1e-4,
 )
@@ -48,7 +56,7 @@ class Masked(Stage):
     closed = dict(self.keep)
     values = {
       path: np.isin(np.arange(len(g)), closed[path]).astype(np.float32)
-      for path, g in gating.by_path(logits).items()
+      for path, g in channel_gates.by_path(logits).items()
     }
     paths, tree = jax.tree.flatten(
       jax.tree_util.tree_map_with_path(
@@ -89,15 +97,17 @@ def initial(net, shape):
 def begin(net, stage, shape):
   """The state at the start of a stage."""
   params, batch_stats = initial(net, shape)
-  gates = compact.walk(net, shape).shapes.get('gates', {})
+  gates = walk.graph_of(net, shape).shapes.get('gates', {})
   logits = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), gates)
-  return jax.jit(partial(step.begin, stage))(params, logits, batch_stats)
+  return jax.jit(partial(train_state.create_train_state, stage))(
+    params, logits, batch_stats
+  )
 
 
 def cut_to(net, shape, macs, *, multiple=1):
   """The network with random channels closed, a share of them everywhere, so
   that `macs` are left; widths are multiples of `multiple`."""
-  gates = compact.walk(net, shape).gates
+  gates = walk.graph_of(net, shape).gates
   rng = np.random.default_rng(0)
   order = {path: rng.permutation(ids) for path, ids in gates.items()}
 
@@ -106,12 +116,12 @@ def cut_to(net, shape, macs, *, multiple=1):
     for path, ids in order.items():
       n = multiple * max(1, round(share * len(ids) / multiple))
       keep[path] = tuple(sorted(int(i) for i in ids[:n]))
-    return compact.with_keep(net, keep)
+    return surgery.with_keep(net, keep)
 
   low, high = 0.0, 1.0
   for _ in range(8):
     middle = (low + high) / 2
-    sites = compact.walk(at(middle), shape).sites.values()
+    sites = walk.graph_of(at(middle), shape).sites.values()
     if sum(site.macs for site in sites) < macs:
       low = middle
     else:
@@ -123,7 +133,7 @@ def ours(net, stage, images, labels, *, steps, at_once=64, dtype='float32'):
   """() -> seconds of one step, the mean over `steps`."""
   shape = images.shape[1:]
   source: Any = OneBatch(images, labels, at_once)
-  compiled = engine.CompiledStage(net, stage, source, dtype=dtype, first_step=0)
+  compiled = loop.CompiledStage(net, stage, source, dtype=dtype, first_step=0)
   state = begin(net, stage, shape)
 
   def train(steps):
@@ -134,7 +144,7 @@ def ours(net, stage, images, labels, *, steps, at_once=64, dtype='float32'):
       steps=steps,
       epoch=0,
       told=lambda done, metrics: None,
-      stop=hosts.Stop(),
+      stop=stopping.StopSignal(),
     )
     jax.block_until_ready(state)
 
@@ -179,10 +189,10 @@ def pytorch(
   sgd = torch.optim.SGD(
     trained, group.lr.base, group.momentum, weight_decay=group.weight_decay
   )
-  walk = compact.walk(net, shape)
+  graph = walk.graph_of(net, shape)
   if searches:
     have = sum(gate.numel() for gate in gates)
-    assert have == sum(map(len, walk.gates.values())), 'other gates than ours'
+    assert have == sum(map(len, graph.gates.values())), 'other gates than ours'
   forward = torch.compile(module) if compiled else module
 
   def one():
@@ -218,12 +228,12 @@ def _wait(torch, device):
 def _check(net, stage, params, batch_stats, images, labels, theirs, dtype):
   import torch_networks
 
-  gates = compact.walk(net, images.shape[1:]).shapes.get('gates', {})
+  gates = walk.graph_of(net, images.shape[1:]).shapes.get('gates', {})
   logits = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), gates)
   values = (
-    gating.soft(logits, torch_networks.DELTA)
+    channel_gates.soft(logits, torch_networks.DELTA)
     if stage.delta_end is not None
-    else gating.open_gates(logits)
+    else channel_gates.open_gates(logits)
   )
   variables = {'params': params, 'batch_stats': batch_stats, 'gates': values}
 
@@ -231,7 +241,7 @@ def _check(net, stage, params, batch_stats, images, labels, theirs, dtype):
     scores, _ = net.apply(
       variables, images, train=True, mutable=['batch_stats']
     )
-    return step.cross_entropy(scores, labels).mean()
+    return losses.cross_entropy(scores, labels).mean()
 
   mine = float(jax.jit(loss)(variables, images, labels))
   tolerance = 5e-2 if dtype == 'bfloat16' else 5e-3

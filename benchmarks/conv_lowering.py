@@ -20,12 +20,15 @@ import jax
 import jax.numpy as jnp
 import timing
 
-from dnal_jax import conv, conv_cpu
+from dnal_jax.ops import convolution, convolution_cpu
 
 ROUNDS = 7
 BATCH = 64
-DENSE = {'convolution': conv_cpu.CONVOLUTION, 'matrix': conv_cpu.MATRIX}
-DEPTHWISE = {'shifted': conv_cpu.SHIFTED}
+DENSE = {
+  'convolution': convolution_cpu.CONVOLUTION,
+  'matrix': convolution_cpu.MATRIX,
+}
+DEPTHWISE = {'shifted': convolution_cpu.SHIFTED}
 # (side, input channels, output channels, kernel, stride, depthwise)
 SHAPES = [
   *((side, 512, 512, 3, 1, False) for side in (1, 2, 3, 4)),
@@ -104,14 +107,14 @@ def with_gradient(f):
   return both
 
 
-def convolution(side, inputs, outputs, k, stride, depthwise):
+def of_convolution(side, inputs, outputs, k, stride, depthwise):
   keys = jax.random.split(jax.random.key(0), 3)
   x = jax.random.normal(keys[0], (BATCH, side, side, inputs))
   shape = (k, k, 1 if depthwise else inputs, outputs)
   kernel = jax.random.normal(keys[1], shape)
-  native = partial(conv_cpu.native, stride=stride, depthwise=depthwise)
+  native = partial(convolution_cpu.native, stride=stride, depthwise=depthwise)
   dy = jax.random.normal(keys[2], jax.eval_shape(native, x, kernel).shape)
-  chosen = conv_cpu.choose(x, kernel, stride, depthwise)
+  chosen = convolution_cpu.choose(x, kernel, stride, depthwise)
 
   def by_input(dy, kernel, x):
     return jax.vjp(lambda x: native(x, kernel), x)[1](dy)[0]
@@ -130,7 +133,7 @@ def convolution(side, inputs, outputs, k, stride, depthwise):
       for name, form in (DEPTHWISE if depthwise else DENSE).items()
     }
     if operation == 'kernel_gradient' and not depthwise and k > stride == 1:
-      forms['split'] = conv_cpu.SPLIT.kernel_gradient
+      forms['split'] = convolution_cpu.SPLIT.kernel_gradient
     used = getattr(chosen, operation)
     functions = {n: partial(f, stride=stride) for n, f in forms.items()}
     found[operation] = {
@@ -151,7 +154,7 @@ def pool(side, channels, window, pad):
     shape, strides = (1, window, window, 1), (1, 2, 2, 1)
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, shape, strides, pads)
 
-  ours = partial(conv.max_pool, window=window, stride=2, pad=pad)
+  ours = partial(convolution.max_pool, window=window, stride=2, pad=pad)
   dy = jnp.ones(jax.eval_shape(native, x).shape)
   both = {'native': with_gradient(native), '*choices': with_gradient(ours)}
   found = {'with gradient': ratios(both, x, dy)}
@@ -168,7 +171,7 @@ def product(positions, m, n):
   def turned(a, b):  # as `conv_cpu` does
     return 2 * jax.lax.optimization_barrier(b.T @ a).T
 
-  name = ('*' if conv_cpu.turned(m, n) else '') + 'turned'
+  name = ('*' if convolution_cpu.turned(m, n) else '') + 'turned'
   found = {'product': ratios({'native': native, name: turned}, a, b)}
   return f'{m} x {n}, over {positions} positions', found
 
@@ -189,7 +192,9 @@ def selection(side, chosen, channels):
   dy = jnp.ones((*x.shape[:3], channels))
   both = {
     'native': with_gradient(native),
-    '*ours': with_gradient(partial(conv.channels, columns=columns)),
+    '*ours': with_gradient(
+      partial(convolution.select_channels, columns=columns)
+    ),
   }
   found = {'with gradient': ratios(both, x, dy)}
   return f'{chosen} of {channels} channels, {side}x{side}', found
@@ -203,7 +208,7 @@ def sums(side, channels):
     return x.sum((0, 1, 2)), (x * x).sum((0, 1, 2))
 
   def ours(x):
-    return conv.sums(x), conv.sums(x * x)
+    return convolution.channel_sums(x), convolution.channel_sums(x * x)
 
   found = {'forward': ratios({'native': native, '*ours': ours}, x)}
   return f'sums of {channels} channels, {side}x{side}', found
@@ -217,7 +222,7 @@ def main():
   print(', '.join(f'{k} {v}' for k, v in machine.items()))
   print(f'batch {BATCH}, {ROUNDS} rounds; native / form: median (min to max)')
   rows = []
-  measured = [(convolution, shape) for shape in SHAPES]
+  measured = [(of_convolution, shape) for shape in SHAPES]
   measured += [(product, shape) for shape in PRODUCTS]
   measured += [(pool, shape) for shape in POOLS]
   measured += [(selection, shape) for shape in SELECTIONS]

@@ -22,8 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from dnal_jax import engine, hosts, models, step
+from dnal_jax import models
 from dnal_jax.data import Data, batches
+from dnal_jax.parallel import stopping
+from dnal_jax.training import loop
 
 IMAGES = 10_000
 
@@ -64,7 +66,7 @@ class FromHost(OnDevice):
     del number
     images, labels = inputs
     pixels = batches.normalise(images, self.data)
-    return step.Batch(pixels, labels, jnp.ones(len(labels)))
+    return batches.Batch(pixels, labels, jnp.ones(len(labels)))
 
   def train_inputs(self) -> Iterator[Any]:
     images, labels = arrays(self.data)
@@ -93,7 +95,7 @@ def arrays(data):
 
 def runner(net, shape, source: Any, steps):
   """() -> seconds of one step."""
-  compiled = engine.CompiledStage(
+  compiled = loop.CompiledStage(
     net, contenders.WARMUP, source, dtype='float32', first_step=0
   )
   state = contenders.begin(net, contenders.WARMUP, shape)
@@ -108,7 +110,7 @@ def runner(net, shape, source: Any, steps):
       steps=steps,
       epoch=0,
       told=lambda done, metrics: None,
-      stop=hosts.Stop(),
+      stop=stopping.StopSignal(),
     )
     jax.block_until_ready(state)
     return (time.perf_counter() - started) / steps
@@ -118,7 +120,7 @@ def runner(net, shape, source: Any, steps):
 
 def alone(net, shape, source: Any, steps):
   """() -> seconds of one step where the device is handed all in one call."""
-  compiled = engine.CompiledStage(
+  compiled = loop.CompiledStage(
     net, contenders.WARMUP, source, dtype='float32', first_step=0
   )
   state = contenders.begin(net, contenders.WARMUP, shape)

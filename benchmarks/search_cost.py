@@ -17,7 +17,8 @@ import importlib
 import contenders
 import timing
 
-from dnal_jax import compact, models
+from dnal_jax import models
+from dnal_jax.cost import exact
 
 # {network: (config, batch on a CPU, {lambda: published macs})}
 PUBLISHED = {
@@ -89,10 +90,8 @@ def measure(name, flags):
   net = variant.build(classes=variant.classes, width=flags.width)
   images, labels = contenders.batch(flags.batch or batch, shape, 10)
   at_once = 64 if side <= 64 else 1
-  whole = compact.count(
-    variant.build(classes=variant.classes), shape_of(variant)
-  )
-  full = compact.count(net, shape).macs
+  whole = exact.count(variant.build(classes=variant.classes), shape_of(variant))
+  full = exact.count(net, shape).macs
   nets = {
     key: contenders.cut_to(net, shape, full * macs / whole.macs)
     for key, macs in published.items()
@@ -120,7 +119,7 @@ def measure(name, flags):
       'network': name,
       'lambda': key,
       'macs': published[key],
-      'macs, share': compact.count(nets[key], shape).macs / full,
+      'macs, share': exact.count(nets[key], shape).macs / full,
       'step, share': timing.ratio(seconds[key], seconds['warmup']),
       'epochs': epochs,
       'ours': cost(seconds, epochs, key),

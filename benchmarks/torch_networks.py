@@ -1,6 +1,6 @@
 """The same networks written plainly in PyTorch, to be timed beside ours.
 
-Full, gated and cut: the widths come from the walk over our network, the rest
+Full, gated and cut: the widths come from the graph over our network, the rest
 is written out. `load` copies our weights, so that a benchmark can make sure
 that both are the same function before it compares their speed.
 """
@@ -10,9 +10,10 @@ import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
-from dnal_jax import compact, trees
-from dnal_jax.layers import scaled
+from dnal_jax import trees
+from dnal_jax.graph import walk
 from dnal_jax.models import mobilenet_v2, resnet, vgg
+from dnal_jax.nn import scaled
 
 DELTA = 2.5  # of the gates; constant within an epoch
 
@@ -24,7 +25,7 @@ def build(net, image_shape, *, gated=False):
     resnet.ResNet: ResNet,
     mobilenet_v2.MobileNetV2: MobileNetV2,
   }
-  sites = compact.walk(net, image_shape).sites
+  sites = walk.graph_of(net, image_shape).sites
   return families[type(net)](net, Layers(sites, gated))
 
 

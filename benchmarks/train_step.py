@@ -18,7 +18,8 @@ import argparse
 import contenders
 import timing
 
-from dnal_jax import compact, models
+from dnal_jax import models
+from dnal_jax.cost import exact
 
 CIFAR = 'vgg16_cifar,resnet56_cifar,mobilenet_v2_cifar'
 # Passes through the network: forward, input gradients, weight gradients.
@@ -27,7 +28,7 @@ PASSES = {'warmup': 3, 'search': 2, 'masked': 3}
 
 def stages_of(net, shape, multiples, masked):
   """{name: (network, stage)} of what is timed."""
-  macs = compact.count(net, shape).macs
+  macs = exact.count(net, shape).macs
   found = {
     'warmup': (net, contenders.WARMUP),
     'search': (net, contenders.SEARCH),
@@ -37,7 +38,7 @@ def stages_of(net, shape, multiples, masked):
       name = f'finetune {share:.0%}' + (f' x{multiple}' if multiple > 1 else '')
       cut = contenders.cut_to(net, shape, macs * share, multiple=multiple)
       # Where every layer keeps as many channels, some networks stay larger.
-      if compact.count(cut, shape).macs < 1.3 * macs * share:
+      if exact.count(cut, shape).macs < 1.3 * macs * share:
         found[name] = cut, contenders.FINETUNE
   if masked:
     half = contenders.cut_to(net, shape, macs / 2)
@@ -75,10 +76,10 @@ def measure(name, flags):
       )
   seconds = timing.interleaved(runs, flags.rounds)
   peak = timing.peak(flags.dtype)
-  full = compact.count(net, shape).macs
+  full = exact.count(net, shape).macs
   rows = []
   for stage, (network, _) in stages.items():
-    macs = compact.count(network, shape).macs
+    macs = exact.count(network, shape).macs
     took = seconds[stage, 'ours']
     done = macs * PASSES.get(stage, 3) * flags.batch
     rows.append(

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from dnal_jax import errors, hosts
+from dnal_jax import errors
+from dnal_jax.parallel import processes
 
 
 def run(
@@ -49,13 +50,13 @@ def run(
     _give_up(error)
   except errors.Stopped as stopped:
     print(stopped, file=sys.stderr)
-    hosts.leave(errors.AGAIN)
+    processes.exit_now(errors.AGAIN)
   except KeyboardInterrupt:
     print('\ninterrupted; the same command goes on from the last checkpoint')
-    hosts.leave(130)
+    processes.exit_now(130)
   except Exception:
     traceback.print_exc()
-    hosts.leave(1)
+    processes.exit_now(1)
 
 
 def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:
@@ -86,4 +87,4 @@ def _tell_unraisable(unraisable: Any) -> None:
 
 def _give_up(message: object) -> NoReturn:
   print(f'error: {message}', file=sys.stderr)
-  hosts.leave(2)
+  processes.exit_now(2)

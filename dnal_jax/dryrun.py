@@ -27,19 +27,15 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
-from dnal_jax import (
-  architecture,
-  chips,
-  cli,
-  errors,
-  mesh,
-  rehearsal,
-  settings,
-)
+from dnal_jax import cli, errors
+from dnal_jax.config import parse_config
+from dnal_jax.parallel import mesh
+from dnal_jax.tpu import aot, topologies
+from dnal_jax.workdir import architecture
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
 _TOPOLOGY = flags.DEFINE_string(
-  'topology', None, f'The slice: {chips.EXAMPLES}.'
+  'topology', None, f'The slice: {topologies.EXAMPLES}.'
 )
 _BATCH = flags.DEFINE_integer(
   'batch', None, "Images of a step, all chips together; else the config's."
@@ -170,7 +166,7 @@ def _given() -> tuple[dict[str, Any], str]:
   if config is None or not _TOPOLOGY.value:
     raise errors.UserError(
       'both --config=configs/NAME.py and --topology=SLICE must be given, such'
-      f' as {chips.EXAMPLES}'
+      f' as {topologies.EXAMPLES}'
     )
   if _BATCH.value is not None:
     if _BATCH.value <= 0:
@@ -185,7 +181,7 @@ def _say(line: str) -> None:
 
 
 def _stages(
-  rehearsed: rehearsal.Rehearsal, batch: int, n: int
+  rehearsed: aot.AotCompiler, batch: int, n: int
 ) -> list[dict[str, Any]]:
   """Rows of the stages at that batch, up to the first that does not fit."""
   compiled = rehearsed.stages(batch)
@@ -205,16 +201,16 @@ def body(argv: Sequence[str]) -> None:
   del argv
   config, topology = _given()
   with _nothing_else_on_stdout():  # and before JAX has done anything
-    chip, devices = chips.slice_of(topology)
+    chip, devices = topologies.slice_of(topology)
   # Seconds of compiling are to be those of compiling.
   jax.config.update('jax_enable_compilation_cache', False)
-  parsed, n = settings.parse(config), len(devices)
+  parsed, n = parse_config(config), len(devices)
   unit = n * parsed.accumulate
   net, batch = parsed.build(), parsed.batch_size
   if _ARCHITECTURE.value:
     path = pathlib.Path(_ARCHITECTURE.value)
     net = architecture.read_learned(path, net, parsed.image_shape)
-  rehearsed = rehearsal.Rehearsal(parsed, net, chip)
+  rehearsed = aot.AotCompiler(parsed, net, chip)
   images = rehearsed.inputs(1 if _LARGEST.value else batch).images
   report = {
     'topology': topology,
@@ -226,11 +222,11 @@ def body(argv: Sequence[str]) -> None:
       name: importlib.metadata.version(name) for name in ('jax', 'libtpu')
     },
   }
-  with jax.set_mesh(mesh.of_devices(devices)):
-    mesh.check_shares('eval_batch_size', parsed.eval_batch_size)
+  with jax.set_mesh(mesh.make_mesh(devices)):
+    mesh.check_divisible('eval_batch_size', parsed.eval_batch_size)
     if not _LARGEST.value:
       key = 'batch_size' if _BATCH.value is None else '--batch'
-      mesh.check_shares(key, batch, parsed.accumulate)
+      mesh.check_divisible(key, batch, parsed.accumulate)
     _say(f'{parsed.network.name} on {n} chips ({topology})')
     if _LARGEST.value:
       report |= _largest(partial(_stages, rehearsed, n=n), batch, unit, images)

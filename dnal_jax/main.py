@@ -17,8 +17,11 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
-from dnal_jax import cli, errors, hosts, report, settings, train
+from dnal_jax import cli, errors, train
+from dnal_jax.config import parse_config
 from dnal_jax.data import cache
+from dnal_jax.parallel import processes
+from dnal_jax.workdir import result_file
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
 _WORKDIR = flags.DEFINE_string(
@@ -45,15 +48,15 @@ def main(argv: Sequence[str]) -> None:
     raise errors.UserError(
       'both --config=configs/NAME.py and --workdir=DIR must be given'
     )
-  hosts.join(
+  processes.join(
     _DISTRIBUTED.value,
     coordinator_address=_COORDINATOR.value,
     num_processes=_PROCESSES.value,
     process_id=_PROCESS.value,
   )
   workdir = pathlib.Path(_WORKDIR.value)
-  result = train.run(settings.parse(config), config, workdir)
-  print(report.closing(result))
+  result = train.run(parse_config(config), config, workdir)
+  print(result_file.closing_table(result))
   architecture = shlex.quote(f'--architecture={workdir}/architecture.json')
   print(
     f'\nnext: {sys.executable} -m dnal_jax.summary {architecture}'

@@ -3,7 +3,7 @@
 python -m dnal_jax.status DIR...  [--json]
 
 One folder is told in a few lines, several are a table; with --json each is one
-line of JSON, status.json's (`progress.py`) with `workdir`, `now` and `heard`.
+line of JSON, status.json's with `workdir`, `now` and `heard`.
 What the file says last is held against the lock of the folder, since a process
 that was killed says nothing. Nothing is written, and no device is touched.
 
@@ -22,7 +22,8 @@ from typing import Any
 
 from absl import flags
 
-from dnal_jax import cli, errors, files, lock, progress, report
+from dnal_jax import cli, errors
+from dnal_jax.workdir import json_files, lock, result_file, status_file
 
 _JSON = flags.DEFINE_bool(
   'json',
@@ -38,15 +39,15 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: there is no such file, or it is not one of ours.
   """
-  path = workdir / progress.NAME
+  path = workdir / status_file.NAME
   if not path.exists():
     raise errors.UserError(
-      f"no run in '{workdir}': it has no {progress.NAME}, which a run writes"
+      f"no run in '{workdir}': it has no {status_file.NAME}, which a run writes"
       ' when it starts; name the --workdir of one'
     )
-  value = files.read_json(path)
-  if not isinstance(value, dict) or not value.keys() >= progress.KEYS:
-    raise errors.UserError(f"'{path}' is not a {progress.NAME} of ours")
+  value = json_files.read_json(path)
+  if not isinstance(value, dict) or not value.keys() >= status_file.KEYS:
+    raise errors.UserError(f"'{path}' is not a {status_file.NAME} of ours")
   holder = lock.holder(workdir)
   alive, heard = False, None
   if holder is not None:
@@ -81,7 +82,7 @@ def text(row: dict[str, Any]) -> str:
       f' {span(left["run"])} of the run (estimates)'
     )
   if row['loss'] is not None:
-    top1 = report.percent(row['validation_top1'])
+    top1 = result_file.percent(row['validation_top1'])
     lines.append(f'  loss        {row["loss"]:.4f}; validation {top1}')
   saved = row['checkpoint']
   if saved is not None:
@@ -118,7 +119,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         '{epoch}/{epochs}'.format(**row) if begun else '-',
         '{run_step:,}/{run_steps:,}'.format(**row) if begun else '-',
         f'~{span(left)}' if left is not None else '-',
-        report.percent(row['validation_top1']),
+        result_file.percent(row['validation_top1']),
         f'{span(_age(row["updated"]))} ago',
       )
     )

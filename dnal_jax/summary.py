@@ -14,8 +14,12 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from dnal_jax import architecture, cli, compact, errors, models, settings
+from dnal_jax import cli, errors, models
+from dnal_jax.config import parse_config
+from dnal_jax.cost import exact
+from dnal_jax.graph import surgery, walk
 from dnal_jax.models import proxyless
+from dnal_jax.workdir import architecture
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
 _NETWORK = flags.DEFINE_string('network', None, 'Name of a network.')
@@ -27,8 +31,8 @@ _JSON = flags.DEFINE_bool('json', False, 'Print JSON rather than a table.')
 
 def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
   """Per layer the widths and multiply-adds before and after; both counts."""
-  whole = compact.with_keep(net, {})
-  before, after = (compact.walk(n, image_shape) for n in (whole, net))
+  whole = surgery.with_keep(net, {})
+  before, after = (walk.graph_of(n, image_shape) for n in (whole, net))
   rows = []
   for path, site in before.sites.items():
     now = after.sites[path]
@@ -51,9 +55,9 @@ def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
       'total': sum(map(len, before.gates.values())),
       'kept': sum(map(len, after.gates.values())),
     },
-    'baseline': dataclasses.asdict(compact.count(whole, image_shape)),
+    'baseline': dataclasses.asdict(exact.count(whole, image_shape)),
     'learned': (
-      dataclasses.asdict(compact.count(net, image_shape)) if net.keep else None
+      dataclasses.asdict(exact.count(net, image_shape)) if net.keep else None
     ),
   }
 
@@ -86,7 +90,7 @@ def _network() -> tuple[Any, tuple[int, int, int]]:
   config = cli.config_of(_CONFIG)
   given = None
   if config is not None:
-    parsed = settings.parse(config)
+    parsed = parse_config(config)
     given = parsed.build(), parsed.image_shape
   others = _NETWORK.value, _ARCHITECTURE.value
   if all(others) or (given and _NETWORK.value) or not (given or any(others)):

@@ -14,30 +14,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dnal_jax import (
-  checkpoint,
-  engine,
-  errors,
-  evaluate,
-  folder,
-  gating,
-  hosts,
-  mesh,
-  output,
-  profile,
-  progress,
-  pruning,
-  report,
-  step,
-)
+from dnal_jax import errors
+from dnal_jax.config import RunConfig
 from dnal_jax.data import sources
-from dnal_jax.position import Position
-from dnal_jax.settings import Settings
-from dnal_jax.stages import Stage
+from dnal_jax.parallel import mesh, processes, stopping
+from dnal_jax.search import channel_gates
+from dnal_jax.training import (
+  evaluate,
+  loop,
+  profiler,
+  progress_bar,
+  prune,
+  train_state,
+)
+from dnal_jax.training.stages import Stage
+from dnal_jax.workdir import (
+  checkpoint,
+  layout,
+  metrics_file,
+  result_file,
+  status_file,
+  writer,
+)
+from dnal_jax.workdir.run_state import RunState
 
 
 def run(
-  settings: Settings, config: Mapping[str, Any], workdir: pathlib.Path
+  settings: RunConfig, config: Mapping[str, Any], workdir: pathlib.Path
 ) -> dict[str, Any]:
   """Runs, or goes on with, the run that `workdir` holds; returns its result.
 
@@ -46,27 +49,27 @@ def run(
       cannot be read, or the search has left no path through the network.
     Stopped: by a signal, a late save or a lost process; the run can go on.
   """
-  folder.check(workdir, config)
+  layout.check_config(workdir, config)
   if (workdir / 'result.json').exists():
     print(f"'{workdir}' is finished; nothing to do. Its result:\n")
-    return report.read_result(workdir / 'result.json')
+    return result_file.read_result(workdir / 'result.json')
   with (
     contextlib.ExitStack() as claimed,
-    hosts.losing_none(),
-    hosts.Stop() as stop,
-    jax.set_mesh(mesh.of_devices()),
+    processes.report_lost_process(),
+    stopping.StopSignal() as stop,
+    jax.set_mesh(mesh.make_mesh()),
   ):
-    mesh.check_shares('batch_size', settings.batch_size, settings.accumulate)
-    mesh.check_shares('eval_batch_size', settings.eval_batch_size)
+    mesh.check_divisible('batch_size', settings.batch_size, settings.accumulate)
+    mesh.check_divisible('eval_batch_size', settings.eval_batch_size)
     source = sources.open_source(  # before anything is written
       settings.data,
       seed=settings.seed,
       batch_size=settings.batch_size,
       eval_batch_size=settings.eval_batch_size,
     )
-    claim = output.claimed(settings, config, workdir, source.steps_per_epoch)
-    told = hosts.by_first(lambda: claimed.enter_context(claim))
-    hosts.check_seen(workdir / 'config.json')
+    claim = writer.claimed(settings, config, workdir, source.steps_per_epoch)
+    told = processes.run_on_primary(lambda: claimed.enter_context(claim))
+    processes.check_shared_file(workdir / 'config.json')
     return _Run(settings, workdir, source, stop, told).to_the_end()
 
 
@@ -75,23 +78,23 @@ class _Run:
 
   def __init__(
     self,
-    settings: Settings,
+    settings: RunConfig,
     workdir: pathlib.Path,
     source: sources.Source,
-    stop: hosts.Stop,
-    told: progress.Progress | None,  # None: not the first process
+    stop: stopping.StopSignal,
+    told: status_file.StatusFile | None,  # None: not the first process
   ):
     self.settings = settings
     self.source = source
     self.stop = stop
     self.evaluate = evaluate.Evaluator(source)
     self.steps_per_epoch = source.steps_per_epoch
-    self.network = pruning.Subnet(settings.build(), settings.image_shape)
-    self.profile = profile.Profile(workdir / 'profile', settings.profile)
+    self.network = prune.PrunableModel(settings.build(), settings.image_shape)
+    self.profile = profiler.Profiler(workdir / 'profile', settings.profile)
     self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
     self.saved = 'there is no checkpoint yet'
     self._resume_or_start()
-    self.output = output.Output(settings, workdir, told, self.position)
+    self.output = writer.Writer(settings, workdir, told, self.position)
 
   def to_the_end(self) -> dict[str, Any]:
     """All stages that are left, then the result."""
@@ -129,10 +132,10 @@ class _Run:
   def _resume_or_start(self) -> None:
     found = self.checkpoints.newest(self._shapes_at)
     if found is None:
-      self._at(Position(images=self.source.images))
+      self._at(RunState(images=self.source.images))
       image = jnp.zeros((1, *self.settings.image_shape))
       key = jax.random.key(self.settings.seed)
-      start = mesh.jit_whole(self.network.net.init)(key, image)
+      start = mesh.jit_replicated(self.network.net.init)(key, image)
       self._begin(start['params'], self.network.zeros(), start['batch_stats'])
       return
     position, self.state = found
@@ -142,18 +145,20 @@ class _Run:
     self.source.broken.update(broken)
     print(f'going on with {self._where()}')
 
-  def _at(self, position: Position) -> None:
+  def _at(self, position: RunState) -> None:
     self.position = position
     self.network.cut(position.keep)
 
-  def _shapes_at(self, position: Position) -> step.State:
+  def _shapes_at(self, position: RunState) -> train_state.TrainState:
     """Shapes and places of the state that is saved there."""
     self._at(position)
-    return engine.state_shapes(self.stage, self.network.walk.shapes)
+    return loop.state_shapes(self.stage, self.network.graph.shapes)
 
   def _begin(self, params, logits, batch_stats) -> None:
     """A new state for the stage, and its entry in the result."""
-    begin = mesh.jit_whole(partial(step.begin, self.stage))
+    begin = mesh.jit_replicated(
+      partial(train_state.create_train_state, self.stage)
+    )
     self.state = begin(params, logits, batch_stats)
     epochs = self.stage.epochs
     steps = epochs * self.steps_per_epoch
@@ -163,7 +168,7 @@ class _Run:
     """Cuts if the stage says so; new momenta, step 0."""
     params, batch_stats = self.state.result
     parts = params, self.state.logits, batch_stats
-    cut = pruning.next_cut(self.settings.stages, self.position.stage)
+    cut = prune.next_cut(self.settings.stages, self.position.stage)
     if cut and cut.stages_ahead == 1:
       parts = self._prune(cut)
     self.position.next_stage()
@@ -171,7 +176,7 @@ class _Run:
     self._save()
 
   def _save(self) -> None:
-    self.position.broken = hosts.everyone(self.source.broken)
+    self.position.broken = processes.allgather_json(self.source.broken)
     self.output.check()
     self.checkpoints.save(self.state, self.position)
     self.saved = f'the last checkpoint is of {self._where()}'
@@ -181,7 +186,7 @@ class _Run:
   def _train_stage(self) -> None:
     position, done = self.position, self.position.steps_done
     done_of_stage = position.steps_of_stage
-    compiled = engine.CompiledStage(
+    compiled = loop.CompiledStage(
       self.network.net,
       self.stage,
       self.source,
@@ -189,7 +194,7 @@ class _Run:
       first_step=done - done_of_stage,
       accumulate=self.settings.accumulate,
     )
-    bar = report.StageBar(
+    bar = progress_bar.ProgressBar(
       self.stage.epochs * self.steps_per_epoch,
       self.settings.batch_size,
       done=done_of_stage,
@@ -204,7 +209,10 @@ class _Run:
     bar.close()
 
   def _epoch(
-    self, stage: engine.CompiledStage, inputs: Iterator, bar: report.StageBar
+    self,
+    stage: loop.CompiledStage,
+    inputs: Iterator,
+    bar: progress_bar.ProgressBar,
   ) -> None:
     """Trains to the end of the epoch, evaluates, and tells of it."""
     position, searches = self.position, self.stage.delta_end is not None
@@ -213,7 +221,7 @@ class _Run:
     evaluation = time.perf_counter()
     gates, census = stage.gates(self.state.logits, position.epoch)
     sums = position.end_epoch()
-    row = report.epoch_row(
+    row = metrics_file.epoch_row(
       self.stage,
       position.epoch,
       sums,
@@ -228,14 +236,17 @@ class _Run:
     seconds = sums['seconds'] + time.perf_counter() - evaluation
     point = self.settings.point(position.stage)
     position.record(row['loss'], seconds, point, row['validation_top1'])
-    self.output.epoch(row, gating.by_path(gates) if searches else {})
-    bar.tell(report.epoch_line(row))
-    cut = pruning.next_cut(self.settings.stages, position.stage)
+    self.output.epoch(row, channel_gates.by_path(gates) if searches else {})
+    bar.tell(metrics_file.epoch_line(row))
+    cut = prune.next_cut(self.settings.stages, position.stage)
     if searches and cut and 2 * position.epoch >= self.stage.epochs:
-      bar.tell(pruning.outlook(self.network, self.state.logits, cut))
+      bar.tell(prune.pruning_warning(self.network, self.state.logits, cut))
 
   def _steps(
-    self, stage: engine.CompiledStage, inputs: Iterator, bar: report.StageBar
+    self,
+    stage: loop.CompiledStage,
+    inputs: Iterator,
+    bar: progress_bar.ProgressBar,
   ) -> None:
     """The steps that are left of the epoch; saves now and then."""
     position = self.position
@@ -254,7 +265,7 @@ class _Run:
           told=bar.steps,
           stop=self.stop,
         )
-        engine.check_finite(metrics, self.stage, first, self.saved)
+        loop.check_finite(metrics, self.stage, first, self.saved)
         position.add(metrics, time.perf_counter() - started)
       if position.step < self.steps_per_epoch:  # else after the evaluation
         if self.stop.agreed or position.step % every == 0:
@@ -267,10 +278,10 @@ class _Run:
 
   # The cut and the end.
 
-  def _prune(self, cut: pruning.Cut) -> tuple[Any, Any, Any]:
+  def _prune(self, cut: prune.Cut) -> tuple[Any, Any, Any]:
     """Params, logits, statistics of the cut network, then `self.network`."""
     params, batch_stats = self.state.result
-    result = pruning.prune(
+    result = prune.prune(
       self.network,
       params,
       self.state.logits,
@@ -283,18 +294,20 @@ class _Run:
     self.position.keep = dict(result.keep)
     before, after, self.position.compact_max_abs_diff = result.comparison
     self.position.top1.update(pruned=before, compact=after)
-    report.tell_cut(self.network.kept, self.network.gates, before, after)
+    result_file.tell_cut(self.network.kept, self.network.gates, before, after)
     return result.params, self.network.zeros(), result.batch_stats
 
   def _finish(self) -> dict[str, Any]:
     """The last evaluation, the only one on test; the model and the result."""
-    delta = self.stage.numbers(max(self.stage.epochs - 1, 0)).delta
-    gates = gating.at(self.state.logits, delta)
+    delta = self.stage.hyperparams(max(self.stage.epochs - 1, 0)).delta
+    gates = channel_gates.gate_values(self.state.logits, delta)
     variables = self._variables(gates)
     final = self.evaluate(self.network.net, variables, 'validation')
     test = self.evaluate(self.network.net, variables, 'test')
     result = self.output.end(
       variables, self.network, self.position, final=final, test=test
     )
-    report.tell_broken(hosts.everyone(self.source.broken_names()))
+    result_file.tell_broken(
+      processes.allgather_json(self.source.broken_names())
+    )
     return result

@@ -24,7 +24,8 @@ import numpy as np
 from strangers import LOGITS, UP, VALID, joined, make, split
 
 import dnal_jax
-from dnal_jax import architecture, errors, files, trees, weights
+from dnal_jax import errors, trees
+from dnal_jax.workdir import architecture, json_files, weights
 
 ADDRESSES = 2**30  # that may be asked for beyond those of the libraries
 CLOCKS = time.perf_counter, time.process_time
@@ -140,7 +141,7 @@ def places(value, above=()):
 
 def full(unit: bytes) -> bytes:
   """A list of so many of a thing as a file of JSON may have."""
-  return b'[' + unit * ((files.MOST_BYTES - 3) // len(unit)) + b'0]'
+  return b'[' + unit * ((json_files.MAX_BYTES - 3) // len(unit)) + b'0]'
 
 
 def largest():

@@ -16,7 +16,8 @@ import pathlib
 import sys
 import time
 
-from dnal_jax import errors, files, lock
+from dnal_jax import errors
+from dnal_jax.workdir import json_files, lock
 
 # What is on another host.
 ELSEWHERE = {'machine': 'other', 'host': 'other', 'pid': 7}
@@ -29,7 +30,7 @@ def leave(workdir, **changes):
     lock.Lock(workdir).holder, pid=2**22 + 1, born='1', token='dead'
   )
   value = {**dataclasses.asdict(dead), **changes}
-  files.write_json(workdir / 'lock.json', value, part='test')
+  json_files.write_json(workdir / 'lock.json', value, part='test')
   return lock.holder(workdir)
 
 

@@ -18,16 +18,13 @@ import jax
 import numpy as np
 
 from configs import quickstart
-from dnal_jax import (
-  engine,
-  gating,
-  hlo,
-  hosts,
-  position,
-  pruning,
-  settings,
-  train,
-)
+from dnal_jax import train
+from dnal_jax.config import parse_config
+from dnal_jax.parallel import processes
+from dnal_jax.search import channel_gates
+from dnal_jax.tpu import hlo
+from dnal_jax.training import loop
+from dnal_jax.workdir import run_state
 
 # (learning rate of weights, penalty): something must be learned, something must
 # be closed, and no gate be so near to the threshold that rounding decides.
@@ -67,10 +64,10 @@ def main():
   devices, network, folder, *threshold = sys.argv[1:]
   jax.config.update('jax_num_cpu_devices', int(devices))
   alone = {'coordinator_address', 'num_processes', 'process_id'}
-  hosts.join('auto', **dict.fromkeys(alone))
+  processes.join('auto', **dict.fromkeys(alone))
   losses, moved = [], {}
   threshold = [float(told) for told in threshold]
-  add, steps = position.Position.add, engine.CompiledStage.train
+  add, steps = run_state.RunState.add, loop.CompiledStage.train
 
   def recorded(self, metrics, seconds):
     losses.extend(float(step['loss']) for step in metrics)
@@ -86,17 +83,19 @@ def main():
 
   def prune(network, params, logits, batch_stats, cut, **kwargs):
     if not threshold:
-      threshold.append(widest_gap(gating.soft(logits, cut.search.delta_end)))
+      threshold.append(
+        widest_gap(channel_gates.soft(logits, cut.search.delta_end))
+      )
     cut = cut._replace(threshold=threshold[0])
     return pruned(network, params, logits, batch_stats, cut, **kwargs)
 
-  pruned, pruning.prune = pruning.prune, prune
-  position.Position.add = recorded
-  engine.CompiledStage.train = looked_at
+  pruned, prune.prune = prune.prune, prune
+  run_state.RunState.add = recorded
+  loop.CompiledStage.train = looked_at
   values = config(network)
   workdir = pathlib.Path(folder)
-  train.run(settings.parse(values), values, workdir)
-  if hosts.first():
+  train.run(parse_config(values), values, workdir)
+  if processes.is_primary():
     kept = json.loads((workdir / 'architecture.json').read_text())['gates']
     (workdir / 'told.json').write_text(
       json.dumps(

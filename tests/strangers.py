@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import dnal_jax
-from dnal_jax import architecture, errors, weights
+from dnal_jax import errors
+from dnal_jax.workdir import architecture, weights
 
 VALID = {
   'schema_version': 1,

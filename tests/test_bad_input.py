@@ -10,7 +10,8 @@ import pytest
 
 from configs import quickstart
 import dnal_jax
-from dnal_jax import errors, folder, report
+from dnal_jax import errors
+from dnal_jax.workdir import layout, metrics_file, result_file
 
 
 @pytest.mark.slow
@@ -182,7 +183,7 @@ def test_damaged_config(content, tmp_path):
   path = tmp_path / 'config.json'
   path.write_bytes(content)
   with pytest.raises(errors.UserError, match=f"'{path}' is not .*restore it"):
-    folder.check(tmp_path, {'seed': 0})
+    layout.check_config(tmp_path, {'seed': 0})
 
 
 RESULT = {
@@ -219,16 +220,16 @@ RESULT = {
 def test_damaged_result(change, tmp_path):
   path = tmp_path / 'result.json'
   path.write_text(json.dumps(RESULT))
-  assert report.read_result(path) == RESULT
+  assert result_file.read_result(path) == RESULT
   path.write_text(json.dumps({**RESULT, **change}))
   with pytest.raises(
     errors.UserError, match=f"'{path}' is not a .*; delete it"
   ):
-    report.read_result(path)
+    result_file.read_result(path)
   for content in ('[]', '3', '{}', '"text"'):
     path.write_text(content)
     with pytest.raises(errors.UserError, match='the same command makes it'):
-      report.read_result(path)
+      result_file.read_result(path)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ def test_damaged_line_of_metrics(line, tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_bytes(b'{"epochs_done": 1}\n' + line + b'\n')
   with pytest.raises(errors.UserError, match='line 2 is damaged') as told:
-    report.Metrics(tmp_path, 1, events=False)
+    metrics_file.Metrics(tmp_path, 1, events=False)
   assert str(path) in str(told.value)
   assert 'delete the line' in str(told.value)
 
@@ -254,14 +255,14 @@ def test_metrics_that_are_no_numbers_are_kept(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   row = '{"epochs_done": 1, "validation_loss": NaN}\n'
   path.write_text(row)
-  report.Metrics(tmp_path, 1, events=False)
+  metrics_file.Metrics(tmp_path, 1, events=False)
   assert path.read_text() == row
 
 
 def test_commands_tell_it_in_one_message(tmp_path):
   """A run that has finished, and the summary; no traceback."""
   config = quickstart.get_config().to_dict()
-  folder.claim(tmp_path, config)
+  layout.write_config(tmp_path, config)
   (tmp_path / 'result.json').write_text('{"network": 3}')
   assert 'is not a result.json of ours' in fail(tmp_path)
   path = tmp_path / 'architecture.json'

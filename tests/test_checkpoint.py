@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dnal_jax import errors
-from dnal_jax.checkpoint import Checkpoints
-from dnal_jax.position import Position
+from dnal_jax.workdir.checkpoint import Checkpoints
+from dnal_jax.workdir.run_state import RunState
 
 # Of reads that orbax has begun when another one turns out to fail.
 pytestmark = pytest.mark.filterwarnings(
@@ -45,7 +45,7 @@ def saved(tmp_path_factory):
   checkpoints = Checkpoints(folder)
   for i in (1, 2):
     keep = {'gate1': (0, 2, i)}
-    position = Position(
+    position = RunState(
       step=10 * i, keep=keep, sums={'loss': 0.1 * i, 'nan': 1e-300}
     )
     position.begin_stage('warmup', epochs=1, steps=100)
@@ -81,7 +81,7 @@ def test_an_empty_folder_has_none(tmp_path):
 
 def test_the_newest_two_stay_and_the_best_of_the_stage(tmp_path):
   folder = tmp_path / 'checkpoints'
-  position = Position()
+  position = RunState()
 
   def save_all(*stages):
     """Accuracies by epoch, each saved in the middle and at the end."""
@@ -136,7 +136,7 @@ def test_a_clock_that_leaps_during_a_save(
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
   step = newest(folder)[0].step
-  position = Position(step=step + 1)
+  position = RunState(step=step + 1)
   position.begin_stage('warmup', epochs=1, steps=100)
   days, now = itertools.count(), time.time()
 

@@ -5,7 +5,11 @@ import math
 import pytest
 
 from configs import quickstart
-from dnal_jax import chips, compact, hlo, models, rehearsal, settings, trees
+from dnal_jax import models, trees
+from dnal_jax.config import parse_config
+from dnal_jax.cost import exact
+from dnal_jax.graph import walk
+from dnal_jax.tpu import aot, hlo, topologies
 
 # What a compiled program tells.
 
@@ -33,42 +37,42 @@ def test_collectives_are_told_with_their_bytes():
 
 
 def stage(name):
-  by_name = settings.parse(quickstart.get_config().to_dict()).stages
+  by_name = parse_config(quickstart.get_config().to_dict()).stages
   return next(stage for stage in by_name if stage.name == name)
 
 
 def test_macs_with_gradients():
   """No gradient by the image; in the search, of kernels only the head's."""
   net = models.get('vgg7_digits').build(classes=10)
-  walk = compact.walk(net, (8, 8, 1))
-  macs, first, head = compact.count(net, (8, 8, 1)).macs, 64 * 9 * 32, 128 * 10
-  told = rehearsal.macs_with_gradients(stage('warmup'), walk)
+  graph = walk.graph_of(net, (8, 8, 1))
+  macs, first, head = exact.count(net, (8, 8, 1)).macs, 64 * 9 * 32, 128 * 10
+  told = aot.macs_with_gradients(stage('warmup'), graph)
   assert told == 3 * macs - first
-  told = rehearsal.macs_with_gradients(stage('search'), walk)
+  told = aot.macs_with_gradients(stage('search'), graph)
   assert told == 2 * macs - first + head
 
 
 @pytest.mark.parametrize('network', ['vgg7_digits', 'mobilenet_v2_digits'])
 def test_ideal_exchange(network):
-  walk = compact.walk(models.get(network).build(classes=10), (8, 8, 1))
+  graph = walk.graph_of(models.get(network).build(classes=10), (8, 8, 1))
   params, head, moments = (
     4 * sum(math.prod(a.shape) for a in trees.flatten(tree).values())
     for tree in (
-      walk.shapes['params'],
-      walk.shapes['params']['head'],
-      walk.shapes['batch_stats'],
+      graph.shapes['params'],
+      graph.shapes['params']['head'],
+      graph.shapes['batch_stats'],
     )
   )
-  told = rehearsal.ideal_all_reduce(stage('warmup'), walk)
+  told = aot.ideal_all_reduce(stage('warmup'), graph)
   assert told == params + moments
-  told = rehearsal.ideal_all_reduce(stage('search'), walk)
+  told = aot.ideal_all_reduce(stage('search'), graph)
   assert told == head + 2 * moments
 
 
 def test_bounds_by_hand():
   """16 chips of 197 TFLOP/s, 819 GB/s and 200 GB/s."""
-  told = chips.bounds(
-    chips.CHIPS['v5e'],
+  told = topologies.bounds(
+    topologies.CHIPS['v5e'],
     16,
     macs=16 * 197 * 10**12,
     bytes_accessed=819e9,
@@ -89,7 +93,7 @@ def test_bounds_by_hand():
 def test_table_agrees_with_what_is_published_of_pods(
   chip, number, flops, all_reduce
 ):
-  assert chips.CHIPS[chip].flops * number == pytest.approx(flops, rel=0.03)
+  assert topologies.CHIPS[chip].flops * number == pytest.approx(flops, rel=0.03)
   if all_reduce:
-    told = chips.CHIPS[chip].interconnect * number
+    told = topologies.CHIPS[chip].interconnect * number
     assert told == pytest.approx(all_reduce, rel=0.01)

@@ -12,9 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import compact, gating, models, trees
-from dnal_jax.stages import Group, LearningRate, Stage
-from dnal_jax.step import Batch, begin, train_step
+from dnal_jax import models, trees
+from dnal_jax.data.batches import Batch
+from dnal_jax.graph import difference, surgery, walk
+from dnal_jax.search import channel_gates
+from dnal_jax.training.optimizer import ParamGroup
+from dnal_jax.training.schedule import LearningRate
+from dnal_jax.training.stages import Stage
+from dnal_jax.training.step import train_step
+from dnal_jax.training.train_state import create_train_state
 
 BATCH = 12
 # Image sides that leave several positions to the last convolutions.
@@ -29,7 +35,7 @@ SIDES = {
 }
 # These programs run twice and are compiled 30 times.
 FAST_COMPILE = {'compiler_options': {'xla_backend_optimization_level': 0}}
-WEIGHTS = {'all': Group('params/.*', LearningRate(0.01), 0.9, 1e-4)}
+WEIGHTS = {'all': ParamGroup('params/.*', LearningRate(0.01), 0.9, 1e-4)}
 # sigmoid(1e4 * s) is 0 or 1 to the bit for s = -1, 1: these gates are hard.
 HARD = Stage('hard', 1, WEIGHTS, delta_end=1e4)
 OPEN = Stage('open', 1, WEIGHTS)
@@ -43,7 +49,7 @@ def float64():
 
 def randomised(net, shape, rng):
   """Variables with BatchNorms that are far from the identity they start as."""
-  shapes = trees.flatten(compact.walk(net, shape).shapes)
+  shapes = trees.flatten(walk.graph_of(net, shape).shapes)
   flat = {}
   for path, leaf in shapes.items():
     noise = rng.normal(size=leaf.shape)
@@ -86,7 +92,7 @@ def measured(variables, logits, images, labels, *, net, stage):
 
   The supernet is compared without that step, whose gradient alone compiles
   for minutes."""
-  gates = gating.at(logits, stage.numbers(0).delta)
+  gates = channel_gates.gate_values(logits, stage.hyperparams(0).delta)
   params, stats = variables['params'], variables['batch_stats']
   evaluated = net.apply(
     {'params': params, 'batch_stats': stats, 'gates': gates}, images
@@ -99,11 +105,11 @@ def measured(variables, logits, images, labels, *, net, stage):
       mutable=['batch_stats'],
     )
     return {'eval': evaluated, 'train': trained}
-  state = begin(stage, params, logits, stats)
+  state = create_train_state(stage, params, logits, stats)
   state, metrics = train_step(
     state,
     Batch(images, labels, jnp.ones(BATCH)),
-    stage.numbers(0),
+    stage.hyperparams(0),
     net=net,
     stage=stage,
     steps_per_epoch=10,
@@ -128,20 +134,20 @@ def test_cut_network_is_the_gated_network(name, monkeypatch):
   rng = np.random.default_rng(0)
   shape = (SIDES[name], SIDES[name], 3)
   net = models.get(name).build(classes=10, width=0.25)
-  walk = compact.walk(net, shape)
+  graph = walk.graph_of(net, shape)
   variables = randomised(net, shape, rng)
   images = jnp.asarray(rng.normal(size=(BATCH, *shape)))
   labels = jnp.asarray(rng.integers(0, 10, BATCH))
   gated = jax.jit(partial(measured, net=net, stage=HARD), **FAST_COMPILE)
-  for pattern, keep in patterns(walk.gates, rng).items():
+  for pattern, keep in patterns(graph.gates, rng).items():
     signs = {
       f'{gate}/g': np.where(np.isin(ids, keep[gate]), 1.0, -1.0)
-      for gate, ids in walk.gates.items()
+      for gate, ids in graph.gates.items()
     }
     want = gated(variables, trees.unflatten(signs), images, labels)
-    small = compact.with_keep(net, keep)
-    after = compact.walk(small, shape)
-    cut = compact.cut(variables, walk, after)
+    small = surgery.with_keep(net, keep)
+    after = walk.graph_of(small, shape)
+    cut = surgery.cut(variables, graph, after)
     logits = jax.tree.map(
       lambda a: np.zeros(a.shape), after.shapes.get('gates', {})
     )
@@ -171,19 +177,19 @@ def test_float32_agrees_to_rounding(name):
   """What a run sees: float32, full width, eval and train mode, 1e-5."""
   rng = np.random.default_rng(1)
   net, shape = models.get(name).build(classes=10), (8, 8, 3)
-  walk = compact.walk(net, shape)
+  graph = walk.graph_of(net, shape)
   variables = jax.tree.map(np.float32, randomised(net, shape, rng))
   images = rng.normal(size=(64, *shape)).astype(np.float32)
-  for pattern, keep in patterns(walk.gates, rng).items():
+  for pattern, keep in patterns(graph.gates, rng).items():
     gates = trees.unflatten(
       {
         f'{gate}/g': np.isin(ids, keep[gate]).astype(np.float32)
-        for gate, ids in walk.gates.items()
+        for gate, ids in graph.gates.items()
       }
     )
-    small = compact.with_keep(net, keep)
-    after = compact.walk(small, shape)
-    cut = compact.cut({**variables, 'gates': gates}, walk, after)
+    small = surgery.with_keep(net, keep)
+    after = walk.graph_of(small, shape)
+    cut = surgery.cut({**variables, 'gates': gates}, graph, after)
     # BatchNorm over a constant map divides rounding errors by sqrt(epsilon);
     # where no image gets through, only float64 can compare train modes.
     for train in (False,) if after.cut_off_by else (False, True):
@@ -205,18 +211,18 @@ def test_cutting_twice_is_cutting_once():
   rng = np.random.default_rng(2)
   net, shape = models.get('mobilenet_v2_digits').build(classes=10), (8, 8, 3)
   variables = randomised(net, shape, rng)
-  walk = compact.walk(net, shape)
-  once = patterns(walk.gates, rng)['half']
+  graph = walk.graph_of(net, shape)
+  once = patterns(graph.gates, rng)['half']
   twice = {gate: ids[::2] for gate, ids in once.items()}
-  walks = {
-    key: compact.walk(compact.with_keep(net, keep), shape)
+  graphs = {
+    key: walk.graph_of(surgery.with_keep(net, keep), shape)
     for key, keep in (('once', once), ('twice', twice))
   }
-  direct = compact.cut(variables, walk, walks['twice'])
-  middle = compact.cut(variables, walk, walks['once'])
+  direct = surgery.cut(variables, graph, graphs['twice'])
+  middle = surgery.cut(variables, graph, graphs['once'])
   jax.tree.map(
     np.testing.assert_array_equal,
-    compact.cut(middle, walks['once'], walks['twice']),
+    surgery.cut(middle, graphs['once'], graphs['twice']),
     direct,
   )
 
@@ -224,13 +230,13 @@ def test_cutting_twice_is_cutting_once():
 def test_a_closed_branch_vanishes_and_a_closed_trunk_is_named():
   net = models.get('resnet8_digits').build(classes=10)
   shape = (8, 8, 1)
-  gates = compact.walk(net, shape).gates
-  branch = compact.walk(
-    compact.with_keep(net, {**gates, 'block2_1/out': ()}), shape
+  gates = walk.graph_of(net, shape).gates
+  branch = walk.graph_of(
+    surgery.with_keep(net, {**gates, 'block2_1/out': ()}), shape
   )
   assert 'block2_1' not in branch.shapes['params']
   assert branch.cut_off_by == ()
-  trunk = compact.walk(compact.with_keep(net, {**gates, 'stem': ()}), shape)
+  trunk = walk.graph_of(surgery.with_keep(net, {**gates, 'stem': ()}), shape)
   assert trunk.cut_off_by == ('stem',)
 
 
@@ -238,10 +244,10 @@ def test_stem_that_a_shortcut_reads_is_not_cut():
   """At width 1/4 the first block of MobileNetV2 gains a shortcut."""
   for width, kept in ((1.0, 1), (0.25, 8)):
     net = models.get('mobilenet_v2').build(classes=10, width=width)
-    gates = compact.walk(net, (32, 32, 3)).gates
-    small = compact.with_keep(net, {**gates, 'block1_1/hidden': (0,)})
-    walk = compact.walk(small, (32, 32, 3))
-    assert len(walk.sites['stem_conv'].outs) == kept
+    gates = walk.graph_of(net, (32, 32, 3)).gates
+    small = surgery.with_keep(net, {**gates, 'block1_1/hidden': (0,)})
+    graph = walk.graph_of(small, (32, 32, 3))
+    assert len(graph.sites['stem_conv'].outs) == kept
 
 
 def test_first_difference_names_the_gate():
@@ -249,10 +255,10 @@ def test_first_difference_names_the_gate():
   net, shape = models.get('vgg7_digits').build(classes=10), (8, 8, 1)
   variables = randomised(net, shape, rng)
   images = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
-  walk = compact.walk(net, shape)
-  small = compact.with_keep(net, walk.gates)
-  cut = compact.cut(variables, walk, walk)
-  compare = partial(compact.first_difference, net, variables, small)
+  graph = walk.graph_of(net, shape)
+  small = surgery.with_keep(net, graph.gates)
+  cut = surgery.cut(variables, graph, graph)
+  compare = partial(difference.first_difference, net, variables, small)
   assert compare(cut, images, 1e-4) is None
   cut['params']['conv2_2']['bias'] = cut['params']['conv2_2']['bias'] + 0.1
   cut['batch_stats']['conv2_2']['bn']['mean'] += 0.3

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import conv, conv_cpu
+from dnal_jax.ops import convolution, convolution_cpu
 
 
 def random(*shape):
@@ -51,8 +51,8 @@ def test_equals_xla_convolution(
     outputs = inputs
   x = random(images, height, width, inputs)
   kernel = random(k, k, 1 if depthwise else inputs, outputs)
-  ours = partial(conv.conv2d, stride=stride, depthwise=depthwise)
-  native = partial(conv_cpu.native, stride=stride, depthwise=depthwise)
+  ours = partial(convolution.conv2d, stride=stride, depthwise=depthwise)
+  native = partial(convolution_cpu.native, stride=stride, depthwise=depthwise)
   rows, columns = -(-height // stride), -(-width // stride)
   upstream = random(images, rows, columns, kernel.shape[-1])
   got = jax.jit(partial(with_gradients, ours))(x, kernel, upstream)
@@ -70,7 +70,7 @@ def test_narrow_inputs_sum_wide(side, channels, depthwise):
   x = jnp.ones((images, side, side, channels), jnp.bfloat16)
   inputs = 1 if depthwise else channels
   kernel = jnp.ones((3, 3, inputs, channels), jnp.bfloat16)
-  f = partial(conv.conv2d, depthwise=depthwise)
+  f = partial(convolution.conv2d, depthwise=depthwise)
   got = jax.jit(jax.grad(lambda k: f(x, k).astype(jnp.float32).sum()))(kernel)
   assert got.dtype == jnp.bfloat16
   assert got[1, 1, 0, 0] == jnp.bfloat16(images * side**2)
@@ -89,7 +89,7 @@ def test_pool_equals_xla_pool_in_every_tie(height, width, window, pad):
   def native(x):
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, shape, strides, pads)
 
-  ours = partial(conv.max_pool, window=window, stride=2, pad=pad)
+  ours = partial(convolution.max_pool, window=window, stride=2, pad=pad)
   upstream = random(*native(x).shape)
   got, want = (
     jax.jit(lambda x, f=f: jax.vjp(f, x)[1](upstream)[0])(x)
@@ -105,7 +105,7 @@ def test_gradients_in_loops_keep_the_fast_layout():
   x, kernel = random(16, 8, 8, 4), random(3, 3, 4, 4)
 
   def loss(x, kernel, stride):
-    return (conv.conv2d(x, kernel, stride=stride) ** 2).sum()
+    return (convolution.conv2d(x, kernel, stride=stride) ** 2).sum()
 
   def steps(x, kernel):
     def body(carry, _):
@@ -125,7 +125,7 @@ def test_gradients_in_loops_keep_the_fast_layout():
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_channels_are_moved_digit_by_digit(columns, dtype):
   x = random(2, 3, 3, 3).astype(dtype)
-  got = jax.jit(partial(conv.channels, columns=columns))(x)
+  got = jax.jit(partial(convolution.select_channels, columns=columns))(x)
   assert got.shape == (2, 3, 3, len(columns))
   for to, column in enumerate(columns):
     want = jnp.zeros_like(x[..., 0]) if column is None else x[..., column]
@@ -137,7 +137,9 @@ def test_channels_are_the_same_of_few_and_of_many(of):
   """A convolution, a product, or an index."""
   columns = tuple(range(of - 1, 2, -2))
   x = random(2, 3, 4, of)
-  y, pullback = jax.vjp(jax.jit(partial(conv.channels, columns=columns)), x)
+  y, pullback = jax.vjp(
+    jax.jit(partial(convolution.select_channels, columns=columns)), x
+  )
   np.testing.assert_array_equal(y, x[..., list(columns)])
   dy = random(*y.shape)
   want = np.zeros(x.shape, 'float32')
@@ -146,7 +148,7 @@ def test_channels_are_the_same_of_few_and_of_many(of):
 
 
 def test_other_platforms_move_channels_by_index():
-  f = jax.jit(lambda x: conv.channels(x, (2, 0)))
+  f = jax.jit(lambda x: convolution.select_channels(x, (2, 0)))
   for platform, product in (('cuda', False), ('tpu', False), ('cpu', True)):
     for x in random(4, 3), random(1, 2, 2, 3):
       lowered = f.trace(x).lower(lowering_platforms=(platform,)).as_text()
@@ -158,11 +160,13 @@ def test_other_platforms_move_channels_by_index():
 def test_sums_of_channels(shape):
   x = random(*shape)
   want = np.asarray(x, 'float64').reshape(-1, shape[-1]).sum(0)
-  np.testing.assert_allclose(jax.jit(conv.sums)(x), want, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    jax.jit(convolution.channel_sums)(x), want, rtol=1e-5, atol=1e-5
+  )
 
 
 def test_other_platforms_sum_channels_at_once():
-  f = jax.jit(conv.sums)
+  f = jax.jit(convolution.channel_sums)
   for platform, reductions in (('cuda', 1), ('tpu', 1), ('cpu', 2)):
     lowered = f.trace(random(1, 2, 2, 3)).lower(lowering_platforms=(platform,))
     assert lowered.as_text().count('stablehlo.reduce(') == reductions, platform
@@ -172,7 +176,7 @@ def test_strided_padding_is_on_both_sides():
   # With SAME the 2x2 map would be padded after its end only: 2 + 3 = 5.
   x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 4, 1)
   kernel = jnp.zeros((3, 3, 1, 1)).at[1].set(1.0)
-  y = conv.conv2d(x, kernel, stride=2)
+  y = convolution.conv2d(x, kernel, stride=2)
   assert y.ravel().tolist() == [3.0, 9.0]
 
 
@@ -182,7 +186,7 @@ def test_strided_padding_is_on_both_sides():
 def test_other_platforms_get_one_convolution(size, k, depthwise):
   x = random(1, size, size, 4)
   kernel = random(k, k, 1 if depthwise else 4, 4)
-  f = jax.jit(partial(conv.conv2d, depthwise=depthwise))
+  f = jax.jit(partial(convolution.conv2d, depthwise=depthwise))
   for platform in ('cuda', 'tpu'):
     lowered = f.trace(x, kernel).lower(lowering_platforms=(platform,))
     text = lowered.as_text()

@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from dnal_jax import compact, models
+from dnal_jax import models
+from dnal_jax.cost import exact, reference
+from dnal_jax.graph import surgery, walk
 from dnal_jax.models import proxyless
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -61,8 +63,8 @@ def build(name, **kwargs):
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_published_sizes(name):
   net, shape = build(name)
-  counts = compact.count(net, shape)
-  gates = compact.walk(net, shape).gates
+  counts = exact.count(net, shape)
+  gates = walk.graph_of(net, shape).gates
   assert (
     counts.params,
     counts.macs,
@@ -122,9 +124,9 @@ def test_half_of_resnet50_in_both_conventions():
   rng = np.random.default_rng(0)
   keep = {
     gate: tuple(i for i in ids if rng.random() < 0.5)
-    for gate, ids in compact.walk(net, shape).gates.items()
+    for gate, ids in walk.graph_of(net, shape).gates.items()
   }
-  counts = compact.count(compact.with_keep(net, keep), shape)
+  counts = exact.count(surgery.with_keep(net, keep), shape)
   assert counts.params == pytest.approx(11.01e6, rel=0.02)
   assert counts.reference_params == pytest.approx(8.93e6, rel=0.02)
   assert counts.reference_macs < counts.macs
@@ -134,9 +136,9 @@ def test_reference_count_by_hand():
   """Two channels kept in every gate of the digits VGG: a sum on paper."""
   variant = models.get('vgg7_digits')
   full = variant.build(classes=10)
-  gates = compact.walk(full, (8, 8, 1)).gates
-  net = compact.with_keep(full, dict.fromkeys(gates, (0, 1)))
-  counts = compact.count(net, (8, 8, 1))
+  gates = walk.graph_of(full, (8, 8, 1)).gates
+  net = surgery.with_keep(full, dict.fromkeys(gates, (0, 1)))
+  counts = exact.count(net, (8, 8, 1))
   convs = 9 * 1 * 2 + 5 * (9 * 2 * 2)
   offsets = 6 * 3 * 2  # bias, scale, bias of the norm
   assert counts.reference_params == convs + offsets + 2 * 10 + 10
@@ -149,11 +151,11 @@ def test_reference_count_of_a_sum_takes_what_any_candidate_has_open():
   """Two candidates of the first block open channels (0, 1) and (1, 2), and
   its shortcut is ignored: the next block's layers read three channels."""
   net = models.get('proxyless_digits').build(classes=10)
-  whole = compact.walk(net, (8, 8, 1))
+  whole = walk.graph_of(net, (8, 8, 1))
   keep = dict.fromkeys(whole.gates, ())
   keep |= {'block1_2/3x3_e3/out': (0, 1), 'block1_2/7x7_e6/out': (1, 2)}
   keep |= {'block2_1/5x5_e3/hidden': (0,)}
-  params, _ = compact.reference_counts(whole, keep)
+  params, _ = reference.reference_counts(whole, keep)
   norms = 2 * (2 + 2 + 1 + 1)  # of the two `out`, an expansion, its depthwise
   assert params == 3 + 25 + norms + 10  # expansion, depthwise, the logits' bias
 

@@ -11,8 +11,11 @@ from commands import ROOT
 import pytest
 
 from configs import mbv2_imagenet, quickstart
-from dnal_jax import compact, dryrun, models, settings, trees
+from dnal_jax import dryrun, models, trees
+from dnal_jax.config import parse_config
+from dnal_jax.cost import exact
 from dnal_jax.data import memory, splits
+from dnal_jax.graph import walk
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,
@@ -83,11 +86,11 @@ def test_shapes_are_lowered_to_the_program_of_arrays(devices):
 
 
 def test_sizes_of_data_sets_are_those_read():
-  data = settings.parse(quickstart.get_config().to_dict()).data
+  data = parse_config(quickstart.get_config().to_dict()).data
   read = memory.load(data)
   found = len(read.train.labels) + len(read.validation.labels)
   assert splits.images(data) == found
-  data = settings.parse(mbv2_imagenet.get_config().to_dict()).data
+  data = parse_config(mbv2_imagenet.get_config().to_dict()).data
   assert splits.images(data) == 1_281_167
 
 
@@ -102,7 +105,7 @@ def test_report_of_a_small_network_on_four_chips():
   )
   assert (told['chips'], told['batch_size']) == (4, 64)
   net = models.get('mobilenet_v2_digits').build(classes=10)
-  macs = compact.count(net, (8, 8, 1)).macs
+  macs = exact.count(net, (8, 8, 1)).macs
   stages = {row['stage']: row for row in told['stages']}
   assert list(stages) == ['warmup', 'search', 'finetune']
   for row in stages.values():
@@ -139,7 +142,7 @@ def test_a_streamed_data_set_and_a_program_met_twice():
   state = 2 * sum(  # weights and momenta
     4 * math.prod(a.shape)
     for a in trees.flatten(
-      compact.walk(net, (8, 8, 3)).shapes['params']
+      walk.graph_of(net, (8, 8, 3)).shapes['params']
     ).values()
   )
   assert state < warmup['memory']['arguments'] < 3 * state
@@ -150,12 +153,12 @@ def test_a_streamed_data_set_and_a_program_met_twice():
 def test_a_learned_network_and_the_largest_batch(tmp_path):
   """There are 1,140 images, so 1,024 is the most; half of the channels."""
   path = tmp_path / 'architecture.json'
-  walk = compact.walk(models.get('vgg7_digits').build(classes=10), (8, 8, 1))
+  graph = walk.graph_of(models.get('vgg7_digits').build(classes=10), (8, 8, 1))
   value = {
     'schema_version': 1,
     'network': {'name': 'vgg7_digits', 'width': 1.0, 'classes': 10},
     'image_shape': [8, 8, 1],
-    'gates': {gate: ids[: len(ids) // 2] for gate, ids in walk.gates.items()},
+    'gates': {gate: ids[: len(ids) // 2] for gate, ids in graph.gates.items()},
   }
   path.write_text(json.dumps(value))
   flags = ('--topology=v5e:2x2', f'--architecture={path}', '--batch=300')
@@ -164,7 +167,7 @@ def test_a_learned_network_and_the_largest_batch(tmp_path):
   assert told['batch_size'] == 1024
   (row,) = told['stages']
   half = models.get('vgg7_digits').build(classes=10, width=0.5)
-  assert row['macs'] == 1024 * compact.count(half, (8, 8, 1)).macs
+  assert row['macs'] == 1024 * exact.count(half, (8, 8, 1)).macs
   assert 'learned from another' in fail(*flags, '--config.network.width=0.25')
 
 

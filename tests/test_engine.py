@@ -7,16 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import compact, engine, evaluate, hosts, models, step
+from dnal_jax import models
 from dnal_jax.data import Data
 from dnal_jax.data.resident import Resident
-from dnal_jax.stages import Group, LearningRate, Stage
+from dnal_jax.graph import walk
+from dnal_jax.parallel import stopping
+from dnal_jax.training import evaluate, loop, step, train_state
+from dnal_jax.training.optimizer import ParamGroup
+from dnal_jax.training.schedule import LearningRate
+from dnal_jax.training.stages import Stage
 
 DIGITS = Data(
   'digits', mean=(0.3,), std=(0.4,), image=8, classes=10, validation=297,
   crop_pad=1,
 )  # fmt: skip
-WARMUP = Stage('warmup', 2, {'w': Group('params/.*', LearningRate(0.05))})
+WARMUP = Stage('warmup', 2, {'w': ParamGroup('params/.*', LearningRate(0.05))})
 
 
 @pytest.fixture(scope='module')
@@ -30,13 +35,11 @@ def trained(source):
   net = models.get('vgg7_digits').build(classes=10, width=0.25)
   variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
   logits = jax.tree.map(jnp.zeros_like, variables['gates'])
-  stage = engine.CompiledStage(
-    net, WARMUP, source, dtype='float32', first_step=0
-  )
+  stage = loop.CompiledStage(net, WARMUP, source, dtype='float32', first_step=0)
 
   def train(monkeypatch, seconds):
-    monkeypatch.setattr(engine, '_SECONDS', seconds)
-    state = jax.jit(partial(step.begin, WARMUP))(
+    monkeypatch.setattr(loop, '_SECONDS', seconds)
+    state = jax.jit(partial(train_state.create_train_state, WARMUP))(
       variables['params'], logits, variables['batch_stats']
     )
     told = []
@@ -46,7 +49,7 @@ def trained(source):
       steps=source.steps_per_epoch,
       epoch=0,
       told=lambda done, _: told.append(done),
-      stop=hosts.Stop(),
+      stop=stopping.StopSignal(),
     )
     return net, jax.device_get(state), metrics, told
 
@@ -55,9 +58,9 @@ def trained(source):
 
 def test_grouping_does_not_change_a_digit(trained, monkeypatch, source):
   _, one_by_one, metrics, told = trained(monkeypatch, 0.0)
-  assert max(told) == engine._LEAST
+  assert max(told) == loop._LEAST
   _, grouped, grouped_metrics, told = trained(monkeypatch, 1000.0)
-  assert max(told) >= 2 * engine._LEAST
+  assert max(told) >= 2 * loop._LEAST
   assert sum(told) == source.steps_per_epoch == len(metrics)
   jax.tree.map(np.testing.assert_array_equal, one_by_one, grouped)
   jax.tree.map(np.testing.assert_array_equal, metrics, grouped_metrics)
@@ -90,8 +93,8 @@ def cosine(base, epochs):
 
 def search(epochs, *, penalty, delta_end, rate, momentum=0.9):
   groups = {
-    'gates': Group('gates/.*', cosine(rate, epochs), momentum),
-    'head': Group('params/head/.*', LearningRate(rate)),
+    'gates': ParamGroup('gates/.*', cosine(rate, epochs), momentum),
+    'head': ParamGroup('params/head/.*', LearningRate(rate)),
   }
   return Stage('search', epochs, groups, delta_end, penalty)
 
@@ -99,13 +102,13 @@ def search(epochs, *, penalty, delta_end, rate, momentum=0.9):
 def test_other_numbers_are_the_same_program(source):
   """So a sweep of lambdas compiles once; what is no number is another one."""
   net = models.get('vgg7_digits').build(classes=10, width=0.25)
-  shapes = compact.walk(net, (8, 8, 1)).shapes
+  shapes = walk.graph_of(net, (8, 8, 1)).shapes
 
   def program(stage, first_step):
-    compiled = engine.CompiledStage(
+    compiled = loop.CompiledStage(
       net, stage, source, dtype='float32', first_step=first_step
     )
-    state = engine.state_shapes(stage, shapes)
+    state = loop.state_shapes(stage, shapes)
     return compiled.lower(state, source.train_shapes()).as_text()
 
   one = search(2, penalty=1e-3, delta_end=100.0, rate=0.1)

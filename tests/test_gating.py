@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import gating
-from dnal_jax.stages import Stage
+from dnal_jax.search import channel_gates
+from dnal_jax.training.stages import Stage
 
 TREE = {
   'stem': {'g': np.array([-0.5, 0.0, 0.25])},
@@ -26,16 +26,22 @@ def test_delta_of_each_search_epoch():
   """Ten epochs to 1e4, as the authors' code has them."""
   printed = [2.51, 6.31, 15.8, 39.8, 100, 251, 631, 1585, 3981, 10000]
   for epoch, digits in enumerate(printed):
-    assert gating.delta(epoch, 10, 1e4) == pytest.approx(digits, rel=4e-3)
+    assert channel_gates.delta_schedule(epoch, 10, 1e4) == pytest.approx(
+      digits, rel=4e-3
+    )
     exact = 10 ** (4 * (epoch + 1) / 10)
-    assert gating.delta(epoch, 10, 1e4) == pytest.approx(exact, rel=1e-14)
+    assert channel_gates.delta_schedule(epoch, 10, 1e4) == pytest.approx(
+      exact, rel=1e-14
+    )
 
 
 @pytest.mark.parametrize('epoch', [0, 4, 9])
 def test_stage_gates_use_that_delta(epoch):
   stage = Stage('search', 10, {}, delta_end=1e4)
   logits = {'g': jnp.array([-1e-3, 0.0, 2e-3], jnp.float32)}
-  got = jax.jit(gating.at)(logits, stage.numbers(epoch).delta)['g']
+  got = jax.jit(channel_gates.gate_values)(
+    logits, stage.hyperparams(epoch).delta
+  )['g']
   delta = 10 ** (4 * (epoch + 1) / 10)
   want = [1 / (1 + math.exp(-delta * s)) for s in (-1e-3, 0.0, 2e-3)]
   np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -45,9 +51,13 @@ def test_gates_start_at_one_half_and_open_gates_are_one():
   zeros = jax.tree.map(jnp.zeros_like, TREE)
   search = Stage('search', 10, {}, delta_end=1e4)
   warmup = Stage('warmup', 10, {})
-  for leaf in jax.tree.leaves(gating.at(zeros, search.numbers(0).delta)):
+  for leaf in jax.tree.leaves(
+    channel_gates.gate_values(zeros, search.hyperparams(0).delta)
+  ):
     np.testing.assert_array_equal(leaf, 0.5)
-  for leaf in jax.tree.leaves(gating.at(zeros, warmup.numbers(0).delta)):
+  for leaf in jax.tree.leaves(
+    channel_gates.gate_values(zeros, warmup.hyperparams(0).delta)
+  ):
     np.testing.assert_array_equal(leaf, 1.0)
 
 
@@ -57,10 +67,10 @@ def test_penalty_and_its_gradient():
     return 1 / (1 + math.exp(-s))
 
   values = [-0.5, 0.0, 0.25, 3.0]
-  assert float(gating.penalty(TREE)) == pytest.approx(
+  assert float(channel_gates.penalty(TREE)) == pytest.approx(
     sum(map(sigmoid, values)), rel=1e-15
   )
-  gradient = jax.grad(gating.penalty)(TREE)
+  gradient = jax.grad(channel_gates.penalty)(TREE)
   want = [sigmoid(s) * (1 - sigmoid(s)) for s in values]
   np.testing.assert_allclose(gradient['stem']['g'], want[:3], rtol=1e-14)
   np.testing.assert_allclose(
@@ -73,7 +83,7 @@ def test_hard_threshold_is_on_the_gate_not_the_logit():
   """sigmoid(1e4 * s) > 0.9 means s > log(9) / 1e4."""
   edge = math.log(9) / 1e4
   logits = {'g': np.array([-1.0, 0.0, 0.999 * edge, 1.001 * edge, 1.0])}
-  assert gating.hard(logits, 1e4, 0.9)['g'].tolist() == [0, 0, 0, 1, 1]
+  assert channel_gates.hard(logits, 1e4, 0.9)['g'].tolist() == [0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -91,16 +101,19 @@ def test_widths_are_rounded_up_with_the_best_closed_channels(
   logits, multiple, want
 ):
   tree = {'g': np.array(logits)}
-  assert gating.hard(tree, 1e4, 0.9, multiple)['g'].tolist() == want
+  assert channel_gates.hard(tree, 1e4, 0.9, multiple)['g'].tolist() == want
 
 
 def test_keep_maps_to_the_ids_of_the_full_network():
   hard = {'a': {'g': np.array([1.0, 0.0, 1.0])}}
   present, known = {'a': (2, 5, 7)}, {'a': tuple(range(9)), 'gone': (0, 1)}
-  assert gating.keep(hard, present, known) == {'a': (2, 7), 'gone': ()}
+  assert channel_gates.kept_channels(hard, present, known) == {
+    'a': (2, 7),
+    'gone': (),
+  }
 
 
 def test_census():
   gates = {'a': {'g': jnp.array([0.0, 0.05, 0.5, 0.95])}}
-  assert [int(n) for n in gating.census(gates)] == [2, 1, 1]
-  assert [int(n) for n in gating.census({})] == [0, 0, 0]
+  assert [int(n) for n in channel_gates.count_by_state(gates)] == [2, 1, 1]
+  assert [int(n) for n in channel_gates.count_by_state({})] == [0, 0, 0]

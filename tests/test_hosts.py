@@ -15,7 +15,7 @@ from commands import (
 )
 import pytest
 
-from dnal_jax import hosts
+from dnal_jax.parallel import processes
 
 # Seven epochs in all.
 STAGES = (
@@ -137,9 +137,9 @@ def test_what_tells_of_others(environment, several, monkeypatch):
     monkeypatch.delenv(name, raising=False)
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
-  assert hosts.found() is several
+  assert processes.is_cluster() is several
 
 
 def test_one_process_is_everyone():
-  assert hosts.first()
-  assert hosts.everyone({'a': [1]}) == [{'a': [1]}]
+  assert processes.is_primary()
+  assert processes.allgather_json({'a': [1]}) == [{'a': [1]}]

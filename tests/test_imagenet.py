@@ -15,7 +15,7 @@ from photographs import jpeg
 import pytest
 
 import dnal_jax
-from dnal_jax import compact
+from dnal_jax.cost import exact
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('imagenet')]
 TINY = (
@@ -149,7 +149,7 @@ def test_mobilenet_v2_through_all_stages_killed_and_resumed(imagenet, tmp_path):
   assert 'going on with' in run(imagenet, 'mbv2_imagenet', killed)
   assert_same(killed, whole)
   net, _ = dnal_jax.load(killed)
-  assert compact.count(net, (32, 32, 3)).macs == got['learned']['macs']
+  assert exact.count(net, (32, 32, 3)).macs == got['learned']['macs']
 
 
 def test_resnet50(imagenet, tmp_path):

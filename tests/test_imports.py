@@ -7,135 +7,117 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-# What each module may import of ours, beside `errors` and `trees`.
-MAY_IMPORT = {
-  '__init__': {'folder'},
-  'files': set(),
-  'architecture': {'compact', 'files', 'layers', 'models'},
-  'weights': {'compact', 'files'},
-  'errors': set(),
-  'trees': set(),
-  'mesh': set(),
-  'hosts': {'mesh'},
-  'conv': {'conv_cpu', 'mesh', 'shifts'},
-  'conv_cpu': {'shifts'},
-  'shifts': set(),
-  'norm': {'conv'},
-  'layers': {'conv', 'norm'},
-  'models': {'compact', 'layers', 'models'},
-  'gating': {'layers'},
-  'stages': {'gating'},
-  'step': {'gating', 'stages'},
-  'compact': {'layers'},
-  'data': {'mesh', 'step'},
-  'checkpoint': {'hosts', 'position'},
-  'position': set(),
-  'hlo': set(),
-  'chips': set(),
-  'rehearsal': {
-    'chips',
-    'compact',
-    'data',
-    'engine',
-    'hlo',
-    'mesh',
-    'settings',
-    'stages',
+PACKAGE = ROOT / 'dnal_jax'
+
+# From the top down; a room may import those that its row names, all of which
+# stand below it. `errors` and `trees` are for everyone.
+ROOMS = {
+  'commands': {
+    *('train', 'tpu', 'workdir', 'config', 'cost', 'graph', 'models'),
+    *('data', 'parallel'),
   },
-  'engine': {'data', 'gating', 'hosts', 'mesh', 'stages', 'step'},
-  'profile': set(),
-  'pruning': {
-    'compact',
-    'evaluate',
-    'gating',
-    'layers',
-    'mesh',
-    'stages',
-  },
-  'evaluate': {'compact', 'data', 'mesh', 'step'},
-  'folder': {'architecture', 'files', 'models', 'weights'},
-  'lock': {'files', 'folder'},
-  'progress': {'files', 'lock', 'settings'},
-  'output': {
-    'architecture',
-    'compact',
-    'files',
-    'folder',
-    'hosts',
-    'layers',
-    'lock',
-    'position',
-    'progress',
-    'pruning',
-    'report',
-    'settings',
-    'weights',
-  },
-  'report': {'compact', 'files', 'position', 'settings', 'stages'},
-  'settings': {'compact', 'data', 'models', 'stages'},
   'train': {
-    'checkpoint',
-    'compact',
-    'data',
-    'engine',
-    'evaluate',
-    'folder',
-    'gating',
-    'hosts',
-    'layers',
-    'lock',
-    'mesh',
-    'output',
-    'position',
-    'profile',
-    'progress',
-    'pruning',
-    'report',
-    'settings',
-    'stages',
-    'step',
+    *('workdir', 'config', 'training', 'search', 'data', 'parallel'),
   },
-  'cli': {'hosts'},
-  'main': {'cli', 'data', 'hosts', 'report', 'settings', 'train'},
-  'prepare': {'cli', 'data'},
-  'dryrun': {
-    'architecture',
-    'chips',
-    'cli',
-    'mesh',
-    'rehearsal',
-    'settings',
+  'tpu': {'config', 'training', 'graph', 'data', 'parallel'},
+  'workdir': {
+    *('config', 'training', 'cost', 'models', 'graph', 'nn', 'parallel'),
   },
-  'status': {'cli', 'files', 'lock', 'progress', 'report'},
-  'summary': {'architecture', 'cli', 'compact', 'models', 'settings'},
+  'config': {'training', 'models', 'graph', 'data'},
+  'training': {'search', 'graph', 'nn', 'data', 'parallel'},
+  'search': {'nn'},
+  'cost': {'graph', 'nn'},
+  'models': {'graph', 'nn'},
+  'graph': {'nn'},
+  'nn': {'ops'},
+  'data': {'parallel'},
+  'ops': {'parallel'},
+  'parallel': set(),
+}
+EVERYONE = {'errors', 'trees'}
+# Modules that are a room of their own, or belong to `commands`.
+FLAT = {
+  **dict.fromkeys(
+    ('cli', 'main', 'summary', 'status', 'dryrun', 'prepare'), 'commands'
+  ),
+  '__init__': 'commands',
+  'train': 'train',
+  'config': 'config',
+  'errors': 'errors',
+  'trees': 'trees',
+}
+# Inside a room: what each module may import of it. A module that is not named
+# imports none; `__init__` may import all, as it is what the room shows.
+INSIDE = {
+  'commands': {m: {'cli'} for m in FLAT if FLAT[m] == 'commands'},
+  'tpu': {'aot': {'hlo', 'topologies'}},
+  'workdir': {
+    'architecture': {'json_files'},
+    'checkpoint': {'run_state'},
+    'layout': {'json_files'},
+    'lock': {'json_files', 'layout'},
+    'metrics_file': {'json_files'},
+    'result_file': {'json_files', 'run_state'},
+    'saved_model': {'architecture', 'weights'},
+    'status_file': {'json_files', 'lock'},
+    'weights': {'json_files'},
+    'writer': {
+      *('architecture', 'json_files', 'layout', 'lock', 'metrics_file'),
+      *('result_file', 'run_state', 'status_file', 'weights'),
+    },
+  },
+  'training': {
+    'evaluate': {'step'},
+    'loop': {'stages', 'step', 'train_state'},
+    'optimizer': {'schedule'},
+    'prune': {'evaluate', 'stages'},
+    'stages': {'optimizer'},
+    'step': {'losses', 'stages', 'train_state'},
+    'train_state': {'stages'},
+  },
+  'cost': {'exact': {'reference'}},
+  'models': {
+    'proxyless': {'mobilenet_v2'},
+    'registry': {'limits', 'network', 'zoo'},
+    'zoo': {'mobilenet_v2', 'network', 'proxyless', 'resnet', 'vgg'},
+  },
+  'graph': {'difference': {'surgery'}, 'surgery': {'walk'}},
+  'nn': {'layers': {'activations', 'features'}},
+  'data': {
+    'inputs': {'batches'},
+    'memory': {'cache', 'splits', 'tfds_sets'},
+    'records': {'cache', 'crops', 'splits', 'tfds_sets'},
+    'resident': {'batches', 'inputs', 'memory'},
+    'sources': {
+      *('batches', 'inputs', 'memory', 'records', 'resident', 'splits'),
+      'streamed',
+    },
+    'streamed': {'batches', 'crops', 'inputs', 'records', 'splits'},
+    'tfds_sets': {'crops'},
+  },
+  'ops': {
+    'batch_norm': {'convolution'},
+    'convolution': {'convolution_cpu', 'depthwise_cpu'},
+    'convolution_cpu': {'depthwise_cpu'},
+  },
+  'parallel': {'stopping': {'mesh'}},
 }
 # The compute core starts fast and runs where TensorFlow is not installed.
-CORE = {
-  'mesh',
-  'conv',
-  'conv_cpu',
-  'shifts',
-  'norm',
-  'layers',
-  'models',
-  'gating',
-  'stages',
-  'step',
-  'compact',
-}
-CORE_THIRD_PARTY = {'jax', 'flax', 'optax', 'numpy'}
+CORE = {'search', 'cost', 'models', 'graph', 'nn', 'ops'}
+CORE_THIRD_PARTY = {'jax', 'flax', 'numpy'}
+NO_OPTAX = {'data', 'parallel'}
 TENSORFLOW = {'tensorflow', 'tensorflow_datasets', 'clu'}
-MAY_USE_TENSORFLOW = {'data', 'report'}
+MAY_USE_TENSORFLOW = {'data', 'workdir'}
 
 
-def module_of(path):
-  """'models/vgg.py' and 'models/__init__.py' are both the module 'models'."""
-  parts = path.relative_to(ROOT / 'dnal_jax').with_suffix('').parts
-  return parts[0]
+def place(path):
+  """(room, module) of a file."""
+  first, *rest = path.relative_to(PACKAGE).with_suffix('').parts
+  return (first, rest[0]) if rest else (FLAT.get(first, '?'), first)
 
 
 def imports_of(path):
-  """(name, is it at module level) of everything a file imports."""
+  """(dotted name, is it at module level) of everything a file imports."""
   tree = ast.parse(path.read_text())
   for node in ast.walk(tree):
     top = node in tree.body
@@ -143,45 +125,82 @@ def imports_of(path):
       yield from ((alias.name, top) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f'{path}: relative import'
-      if node.module == 'dnal_jax':
-        yield from ((f'dnal_jax.{a.name}', top) for a in node.names)
-      else:
-        yield node.module, top
+      yield from ((f'{node.module}.{a.name}', top) for a in node.names)
 
 
-SOURCES = sorted((ROOT / 'dnal_jax').rglob('*.py'))
+SOURCES = sorted(PACKAGE.rglob('*.py'))
+IDS = ['/'.join(place(path)) for path in SOURCES]
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=lambda p: p.stem)
-def test_imports_follow_the_table(path):
-  module = module_of(path)
-  allowed = MAY_IMPORT[module] | {'errors', 'trees', module}
+def imported_of_ours(path):
+  """(room, module or None) of each import of this package."""
   for name, _ in imports_of(path):
     package, _, rest = name.partition('.')
-    if package == 'dnal_jax':
-      ours = rest.split('.')[0]
-      assert ours in allowed, f'{module} may not import {ours}'
+    if package == 'dnal_jax' and rest:
+      first, *others = rest.split('.')
+      if (PACKAGE / first).is_dir():
+        module = others[0] if others else None
+        is_module = (PACKAGE / first / f'{module}.py').exists()
+        yield first, module if is_module else '__init__'
+      else:
+        yield FLAT.get(first, '?'), first
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', SOURCES, ids=IDS)
+def test_imports_follow_the_tables(path):
+  room, module = place(path)
+  for other, name in imported_of_ours(path):
+    if other in EVERYONE:
+      continue
+    if other != room:
+      assert other in ROOMS[room], f'{room} may not import {other}'
+    elif module != '__init__' and name != '__init__':
+      allowed = INSIDE.get(room, {}).get(module, set())
+      assert name in allowed, f'{room}/{module} may not import {name}'
+
+
+def test_rooms_import_downwards_only():
+  """And no module of a room reaches itself."""
+  order = list(ROOMS)
+  for room, others in ROOMS.items():
+    assert all(order.index(room) < order.index(other) for other in others)
+  for modules in INSIDE.values():
+    for module in modules:
+      seen, ahead = set(), {module}
+      while ahead:
+        ahead = set().union(*(modules.get(m, set()) for m in ahead)) - seen
+        seen |= ahead
+      assert module not in seen or module == 'cli'
+
+
+def test_the_tables_name_what_there_is():
+  places = {place(path) for path in SOURCES}
+  flat = {m for m, room in FLAT.items()}
+  assert {m for room, m in places if (PACKAGE / f'{m}.py').exists()} >= flat
+  assert {room for room, _ in places} == {*ROOMS, *EVERYONE}
+  assert len(list(PACKAGE.glob('*.py'))) == len(flat) <= 16
+  for room, modules in INSIDE.items():
+    named = {*modules, *(m for names in modules.values() for m in names)}
+    assert {(room, m) for m in named} <= places
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=IDS)
 def test_core_and_tensorflow(path):
-  module = module_of(path)
+  room, _ = place(path)
   for name, top in imports_of(path):
     package = name.partition('.')[0]
     if package == 'dnal_jax' or package in sys.stdlib_module_names:
       continue
-    if module in CORE:
-      assert package in CORE_THIRD_PARTY, f'{module} imports {package}'
+    if room in CORE:
+      assert package in CORE_THIRD_PARTY, f'{room} imports {package}'
+    if room in NO_OPTAX:
+      assert package != 'optax', f'{room} imports optax'
     if package in TENSORFLOW:
-      lazily = module in MAY_USE_TENSORFLOW and not top
-      assert lazily, f'{module} imports {package} eagerly'
+      lazily = room in MAY_USE_TENSORFLOW and not top
+      assert lazily, f'{room} imports {package} eagerly'
 
 
 def test_configs_import_configs_only():
   for path in (ROOT / 'configs').glob('*.py'):
     packages = {name.partition('.')[0] for name, _ in imports_of(path)}
     assert packages <= {'ml_collections', 'configs', 'collections', 'typing'}
-
-
-def test_table_has_every_module():
-  assert {module_of(path) for path in SOURCES} == set(MAY_IMPORT)

@@ -3,19 +3,20 @@
 from collections.abc import Callable
 import dataclasses
 
-from flax import linen as nn
+from flax import linen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import layers, norm
+from dnal_jax import nn
+from dnal_jax.ops import batch_norm
 
 
 def features(ids, seed=0, shape=(2, 3, 3), **kwargs):
   rng = np.random.default_rng(seed)
   x = jnp.asarray(rng.normal(size=(*shape, len(ids))), jnp.float32)
-  return layers.Features(x, tuple(ids), **kwargs)
+  return nn.Features(x, tuple(ids), **kwargs)
 
 
 def dense(m, channels):
@@ -31,46 +32,46 @@ def dense(m, channels):
 )
 def test_add_is_the_sum_with_zeros(a, b):
   a, b = features(a, 1), features(b, 2)
-  total = layers.add(a, b)
+  total = nn.add(a, b)
   assert total.ids == tuple(sorted({*a.ids, *b.ids}))
   np.testing.assert_array_equal(dense(total, 5), dense(a, 5) + dense(b, 5))
 
 
 def test_select_fills_with_zeros():
   m = features((1, 4))
-  got = layers.select(m, (0, 4))
+  got = nn.select(m, (0, 4))
   np.testing.assert_array_equal(got.x[..., 0], 0)
   np.testing.assert_array_equal(got.x[..., 1], m.x[..., 1])
 
 
 def test_flatten_keeps_positions_apart():
   whole = features(range(4))
-  part = layers.select(whole, (1, 3))
-  flat, flat_part = layers.flatten(whole, 4), layers.flatten(part, 4)
+  part = nn.select(whole, (1, 3))
+  flat, flat_part = nn.flatten(whole, 4), nn.flatten(part, 4)
   np.testing.assert_array_equal(flat.x[:, np.array(flat_part.ids)], flat_part.x)
   assert len(flat_part.ids) == 9 * 2
 
 
 def test_subsample_shifts_ids():
   m = features((0, 2))
-  got = layers.subsample(m, 2, shift=4)
+  got = nn.subsample(m, 2, shift=4)
   assert got.ids == (4, 6)
   np.testing.assert_array_equal(got.x, m.x[:, ::2, ::2])
 
 
 def test_closed_needs_every_summand_cut_off():
   seen, cut = features((0,)), features((1,), closed=('a',))
-  assert layers.add(cut, seen).closed == ()
-  both = layers.add(cut, features((1,), closed=('b', 'a')))
+  assert nn.add(cut, seen).closed == ()
+  both = nn.add(cut, features((1,), closed=('b', 'a')))
   assert both.closed == ('a', 'b')
 
 
-class Chained(nn.Module):
-  keep: layers.Keep
+class Chained(linen.Module):
+  keep: nn.Keep
 
-  @nn.compact
+  @linen.compact
   def __call__(self, x):
-    return layers.chain(self, a=4, b=4, c=4)
+    return nn.chain(self, a=4, b=4, c=4)
 
 
 def test_nothing_is_kept_in_front_of_an_emptied_layer():
@@ -80,15 +81,15 @@ def test_nothing_is_kept_in_front_of_an_emptied_layer():
   assert [w.gate for w in widths] == ['a', 'b', 'c']
 
 
-class OneConv(nn.Module):
+class OneConv(linen.Module):
   outs: tuple[int, ...] = (0, 1)
   gate: str = 'gate'
 
-  @nn.compact
+  @linen.compact
   def __call__(self, m):
-    width = layers.Width(self.outs, self.gate)
-    m = layers.ConvBn(width, 3, bias=True, train=True, name='conv')(m)
-    return layers.Gate(name='gate')(m)
+    width = nn.Width(self.outs, self.gate)
+    m = nn.ConvBn(width, 3, bias=True, train=True, name='conv')(m)
+    return nn.Gate(name='gate')(m)
 
 
 def test_layer_without_outputs_has_no_variables():
@@ -112,22 +113,22 @@ def test_gate_must_stand_behind_its_own_layer():
     OneConv(gate='elsewhere').init(jax.random.key(0), features((0,)))
 
 
-class Gated(nn.Module):
+class Gated(linen.Module):
   """A gate behind a convolution, with something of the user's between."""
 
-  between: Callable[[layers.Features], layers.Features]
+  between: Callable[[nn.Features], nn.Features]
 
-  @nn.compact
+  @linen.compact
   def __call__(self, m):
-    width = layers.Width((0, 1), 'gate')
-    m = layers.ConvBn(width, 3, name='conv')(m)
-    return layers.Gate(name='gate')(self.between(m))
+    width = nn.Width((0, 1), 'gate')
+    m = nn.ConvBn(width, 3, name='conv')(m)
+    return nn.Gate(name='gate')(self.between(m))
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize(
   ('between', 'straight'),
-  [(lambda m: m, True), (lambda m: layers.act(jnp.tanh, m), False)],
+  [(lambda m: m, True), (lambda m: nn.act(jnp.tanh, m), False)],
 )
 def test_gate_multiplies_whatever_it_stands_behind(
   between, straight, dtype, monkeypatch
@@ -139,8 +140,8 @@ def test_gate_multiplies_whatever_it_stands_behind(
     affine.append(scale)
     return with_constants(epsilon, x, scale, bias, mean, var)
 
-  with_constants = norm._with_constants
-  monkeypatch.setattr(norm, '_with_constants', recorded)
+  with_constants = batch_norm._with_constants
+  monkeypatch.setattr(batch_norm, '_with_constants', recorded)
   g = jnp.array([0.25, 0.0])
   m = features((0, 1, 2))
   m = dataclasses.replace(m, x=m.x.astype(dtype))
@@ -168,11 +169,11 @@ def test_gate_multiplies_whatever_it_stands_behind(
 
 
 def test_scaled_widths():
-  assert layers.scaled(17, 1.0) == 17
-  assert [layers.scaled(64, w) for w in (0.5, 0.25, 0.01)] == [32, 16, 8]
+  assert nn.scaled(17, 1.0) == 17
+  assert [nn.scaled(64, w) for w in (0.5, 0.25, 0.01)] == [32, 16, 8]
 
 
-@pytest.mark.parametrize('relu', [layers.relu, layers.relu_of_sum])
+@pytest.mark.parametrize('relu', [nn.relu, nn.relu_of_sum])
 def test_relu_is_a_maximum_with_gradient_0_at_0(relu):
   x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.nan])
   np.testing.assert_array_equal(relu(x), [0, 0, 0, 3, jnp.nan])

@@ -14,7 +14,8 @@ from commands import LONG, ROOT, Processes, command, fail, result, start, until
 from locking import ELSEWHERE, leave
 import pytest
 
-from dnal_jax import errors, lock
+from dnal_jax import errors
+from dnal_jax.workdir import lock
 
 
 def test_second_is_refused_by_name_until_the_first_lets_go(tmp_path):

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from dnal_jax import compact, mesh, models, trees
+from dnal_jax import models, trees
+from dnal_jax.graph import walk
+from dnal_jax.parallel import mesh
 
 
 def told(network, folder, devices, *cut_at, processes=1):
@@ -54,7 +56,9 @@ def test_eight_devices_do_what_one_does(network, ways, tmp_path):
 
 def check_moved(network, moved):
   """Only what trains is reduced, and the sums of BatchNorm."""
-  shapes = compact.walk(models.get(network).build(classes=10), (8, 8, 1)).shapes
+  shapes = walk.graph_of(
+    models.get(network).build(classes=10), (8, 8, 1)
+  ).shapes
   params, head, moments = (
     4 * sum(math.prod(a.shape) for a in trees.flatten(tree).values())
     for tree in (
@@ -85,9 +89,9 @@ def test_a_batch_that_devices_cannot_share_is_refused(
 
 
 def test_without_a_mesh_all_is_on_one_device():
-  assert mesh.size() == 1
+  assert mesh.device_count() == 1
   rows = np.arange(6.0)
-  assert mesh.shared(rows) is rows
-  assert mesh.whole(rows) is rows
-  assert mesh.like(rows) == jax.ShapeDtypeStruct((6,), rows.dtype)
-  np.testing.assert_array_equal(mesh.put_rows(rows), rows)
+  assert mesh.batch_sharded(rows) is rows
+  assert mesh.replicated(rows) is rows
+  assert mesh.replicated_shapes(rows) == jax.ShapeDtypeStruct((6,), rows.dtype)
+  np.testing.assert_array_equal(mesh.put_batch_sharded(rows), rows)

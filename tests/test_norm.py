@@ -1,26 +1,26 @@
 """Our batch normalisation is Flax's, derivative and averages included."""
 
-from flax import linen as nn
+from flax import linen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import norm
+from dnal_jax.ops import batch_norm
 
 
 def ours(train):
-  return norm.BatchNorm(epsilon=1e-3, train=train)
+  return batch_norm.BatchNorm(epsilon=1e-3, train=train)
 
 
 def flax(train, dtype):
-  return nn.BatchNorm(
+  return linen.BatchNorm(
     use_running_average=not train, momentum=0.9, epsilon=1e-3, dtype=dtype
   )
 
 
 def plain(y):
-  return y.x if isinstance(y, norm.Scalable) else y
+  return y.x if isinstance(y, batch_norm.Scalable) else y
 
 
 def example(shape, dtype):

@@ -6,40 +6,41 @@ import sys
 import textwrap
 
 from commands import ROOT, SHORT, fail, succeed
-from flax import linen as nn
+from flax import linen
 import jax
 import jax.numpy as jnp
 import pytest
 
 import dnal_jax
-from dnal_jax import compact, errors, layers, models
+from dnal_jax import errors, models, nn
+from dnal_jax.cost import exact
 
 # What a user writes: the network, and a config that registers it.
 MINE = """
   from configs import quickstart
-  from flax import linen as nn
+  from flax import linen
   from dnal_jax import layers, models
 
 
-  class Tiny(nn.Module):
+  class Tiny(linen.Module):
     classes: int
     width: float = 1.0
-    keep: layers.Keep = layers.NO_KEEP
+    keep: nn.Keep = nn.NO_KEEP
 
     min_image = 2
 
-    @nn.compact
+    @linen.compact
     def __call__(self, x, train=False):
-      n = layers.scaled(16, self.width)
-      m = layers.image(x)
+      n = nn.scaled(16, self.width)
+      m = nn.image(x)
       for i in (1, 2):
-        y = layers.ConvBn(
-          layers.gated(self, f'gate{i}', n), 3, train=train, name=f'conv{i}'
+        y = nn.ConvBn(
+          nn.gated(self, f'gate{i}', n), 3, train=train, name=f'conv{i}'
         )(m)
-        y = layers.act(layers.relu, layers.Gate(name=f'gate{i}')(y))
-        m = y if i == 1 else layers.add(y, shortcut=m)
-      m = layers.average(layers.max_pool(m, 2))
-      return layers.Head(self.classes, train=train, name='head')(m)
+        y = nn.act(nn.relu, nn.Gate(name=f'gate{i}')(y))
+        m = y if i == 1 else nn.add(y, shortcut=m)
+      m = nn.average(nn.max_pool(m, 2))
+      return nn.Head(self.classes, train=train, name='head')(m)
 
 
   def get_config(variant=''):
@@ -83,7 +84,7 @@ def test_config_of_ones_own_runs_and_its_folder_loads(tmp_path, mine):
   net, variables = dnal_jax.load(workdir)
   assert type(net) is mine['Tiny']
   result = json.loads((workdir / 'result.json').read_text())
-  assert compact.count(net, (8, 8, 1)).macs == result['learned']['macs']
+  assert exact.count(net, (8, 8, 1)).macs == result['learned']['macs']
   assert net.apply(variables, jnp.zeros((2, 8, 8, 1))).shape == (2, 10)
   architecture = f'--architecture={workdir}/architecture.json'
   alone = summary(architecture)
@@ -125,48 +126,48 @@ def test_every_network_of_ours_would_be_taken(name):
   assert models.get('another') is models.NETWORKS[name]
 
 
-class Block(nn.Module):
-  keep: layers.Keep = layers.NO_KEEP
+class Block(linen.Module):
+  keep: nn.Keep = nn.NO_KEEP
 
-  @nn.compact
+  @linen.compact
   def __call__(self, m):
-    m = layers.ConvBn(layers.gated(self, 'gate', 8), 3, name='conv')(m)
-    return layers.Gate(name='gate')(m)
+    m = nn.ConvBn(nn.gated(self, 'gate', 8), 3, name='conv')(m)
+    return nn.Gate(name='gate')(m)
 
 
-class Unfit(nn.Module):
+class Unfit(linen.Module):
   """Fit only as `Unfit(fault=None)`."""
 
   classes: int
   width: float = 1.0
-  keep: layers.Keep = layers.NO_KEEP
+  keep: nn.Keep = nn.NO_KEEP
   fault: str | list | None = None
 
   min_image = 1
 
-  @nn.compact
+  @linen.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    m = layers.image(x)
+    m = nn.image(x)
     if self.fault == 'no gate':
-      m = layers.ConvBn(layers.full(8), 3, name='conv')(m)
+      m = nn.ConvBn(nn.full(8), 3, name='conv')(m)
     else:
-      keep = layers.NO_KEEP if self.fault == 'keep' else self.keep
+      keep = nn.NO_KEEP if self.fault == 'keep' else self.keep
       m = Block(keep, name='block')(m)
     if self.fault == 'dense':
-      m = layers.act(nn.Dense(8, name='mine'), m)
+      m = nn.act(linen.Dense(8, name='mine'), m)
     name = 'classifier' if self.fault == 'head' else 'head'
-    return layers.Head(self.classes, name=name)(layers.average(m))
+    return nn.Head(self.classes, name=name)(nn.average(m))
 
 
-class WithoutMinImage(nn.Module):
+class WithoutMinImage(linen.Module):
   classes: int
   width: float = 1.0
-  keep: layers.Keep = layers.NO_KEEP
+  keep: nn.Keep = nn.NO_KEEP
 
 
-class WithoutWidth(nn.Module):
+class WithoutWidth(linen.Module):
   classes: int
-  keep: layers.Keep = layers.NO_KEEP
+  keep: nn.Keep = nn.NO_KEEP
 
 
 @pytest.mark.usefixtures('registered')

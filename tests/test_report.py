@@ -11,12 +11,12 @@ import termios
 
 import pytest
 
-from dnal_jax import report
+from dnal_jax.workdir import metrics_file, result_file
 
 BAR = """
 import time
-from dnal_jax import report
-bar = report.StageBar(8, 64, done=4, also=lambda done, metrics: None)
+from dnal_jax.training import progress_bar
+bar = progress_bar.ProgressBar(8, 64, done=4, also=lambda done, metrics: None)
 bar.begin('search 2/2')
 for _ in range(4):
   time.sleep(0.3)
@@ -64,12 +64,12 @@ def row(epochs_done):
 
 
 def test_metrics_drop_what_will_be_run_again(tmp_path):
-  before = report.Metrics(tmp_path, 0, events=False)
+  before = metrics_file.Metrics(tmp_path, 0, events=False)
   for epoch in (1, 2, 3):
     before.write(row(epoch), {})
   file = tmp_path / 'metrics.jsonl'
   file.write_text(file.read_text() + '{"epochs_done": 4, "los')  # a kill
-  resumed = report.Metrics(tmp_path, 2, events=False)
+  resumed = metrics_file.Metrics(tmp_path, 2, events=False)
   resumed.write(row(3), {})
   rows = [json.loads(line) for line in file.read_text().splitlines()]
   assert [r['epochs_done'] for r in rows] == [1, 2, 3]
@@ -78,9 +78,9 @@ def test_metrics_drop_what_will_be_run_again(tmp_path):
 EVENTS = """
 import pathlib, sys
 import numpy as np
-from dnal_jax import report
+from dnal_jax.workdir import metrics_file
 folder = pathlib.Path(sys.argv[1])
-metrics = report.Metrics(folder, 0, events=True)
+metrics = metrics_file.Metrics(folder, 0, events=True)
 row = {'epochs_done': 1, 'stage': 'search', 'step': 5, 'loss': 0.5}
 metrics.write(row, {'block1/out': np.array([0.0, 1.0, 1.0])})
 from tensorboard.backend.event_processing import event_accumulator
@@ -127,11 +127,11 @@ def test_closing_table_says_what_was_not_measured():
     'test_top1': 0.25,
     'test_top5': None,
   }
-  lines = report.closing(result).splitlines()
+  lines = result_file.closing_table(result).splitlines()
   assert not any('warmup' in line for line in lines)
   assert 'test top-5                       -' in lines
   assert 'test top-1                  25.00%' in lines
   assert not any('cut against' in line or 'ratio' in line for line in lines[3:])
   half = {key: value // 2 for key, value in counts.items()}
-  learned = report.closing({**result, 'learned': half})
+  learned = result_file.closing_table({**result, 'learned': half})
   assert learned.count('2.0x') == 4

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import dnal_jax
-from dnal_jax import compact
+from dnal_jax.cost import exact
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +73,7 @@ def test_loaded_network_is_the_one_that_was_measured(demo):
   exec('\n'.join(lines), names)
   top1 = eval(last.removeprefix('print'), names)
   assert float(top1) == pytest.approx(result(workdir)['test_top1'], abs=1e-6)
-  counts = compact.count(names['net'], (8, 8, 1))
+  counts = exact.count(names['net'], (8, 8, 1))
   assert counts.params == result(workdir)['learned']['params']
   assert counts.macs == result(workdir)['learned']['macs']
   weights = sum(a.size for a in _leaves(names['variables']['params']))
@@ -184,7 +184,7 @@ def test_baseline_is_a_list_of_one_stage(tmp_path):
   assert measured == {'final'}
   assert got['test_top1'] is not None
   net, _ = dnal_jax.load(workdir)
-  assert compact.count(net, (8, 8, 1)).params == got['baseline']['params']
+  assert exact.count(net, (8, 8, 1)).params == got['baseline']['params']
 
 
 @pytest.mark.slow
@@ -269,4 +269,4 @@ def test_two_search_rounds_are_a_longer_list(tmp_path):
   assert [s['name'] for s in got['stages']] == names
   assert got['compact_max_abs_diff'] < 1e-3
   net, _ = dnal_jax.load(workdir)
-  assert compact.count(net, (8, 8, 1)).macs == got['learned']['macs']
+  assert exact.count(net, (8, 8, 1)).macs == got['learned']['macs']

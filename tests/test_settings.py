@@ -8,7 +8,9 @@ import pathlib
 import jax.numpy as jnp
 import pytest
 
-from dnal_jax import compact, errors, settings, trees
+from dnal_jax import errors, trees
+from dnal_jax.config import parse_config
+from dnal_jax.graph import walk
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 SHARED = {'recipe', 'small_images', 'imagenet'}
@@ -37,8 +39,8 @@ def config():
 @pytest.mark.parametrize('path', RUNNABLE, ids=lambda p: p.stem)
 def test_every_config_is_a_run(path, variant):
   """It parses, and its patterns match something in its own network."""
-  run = settings.parse(load(path, variant).to_dict())
-  shapes = compact.walk(run.build(), run.image_shape).shapes
+  run = parse_config(load(path, variant).to_dict())
+  shapes = walk.graph_of(run.build(), run.image_shape).shapes
   paths = trees.flatten({k: shapes[k] for k in ('params', 'gates')})
   names = [stage.name for stage in run.stages]
   assert names == (
@@ -58,7 +60,7 @@ def test_docstring_holds_the_command():
 def test_one_lambda_reaches_the_search():
   config = load(CONFIGS / 'vgg16_cifar10.py')
   config.penalty = 5e-4
-  by_name = {s.name: s for s in settings.parse(config.to_dict()).stages}
+  by_name = {s.name: s for s in parse_config(config.to_dict()).stages}
   assert by_name['search'].penalty == 5e-4
   assert by_name['warmup'].penalty == 0
 
@@ -66,7 +68,7 @@ def test_one_lambda_reaches_the_search():
 def test_cifar_schedule_continues_where_the_warmup_broke_off():
   """Ours, in the proportions of the published MobileNetV2: half a cosine,
   then from a quarter of another to its end."""
-  run = settings.parse(load(CONFIGS / 'vgg16_cifar10.py').to_dict())
+  run = parse_config(load(CONFIGS / 'vgg16_cifar10.py').to_dict())
   warmup, search, finetune = run.stages
   assert (warmup.epochs, search.epochs, finetune.epochs) == (60, 10, 90)
   rate = warmup.train['weights'].lr
@@ -133,18 +135,18 @@ def test_refused(config, path, value, message):
     node = node[parent]
   node[key] = value
   with pytest.raises(errors.UserError, match=message):
-    settings.parse(config)
+    parse_config(config)
 
 
 def test_missing_key(config):
   del config['data']['mean']
   with pytest.raises(errors.UserError, match=r"lacks the key 'data\.mean'"):
-    settings.parse(config)
+    parse_config(config)
 
 
 def test_pruning_without_finetuning_is_allowed(config):
   config['stages']['finetune']['epochs'] = 0
-  assert settings.parse(config).stages[2].epochs == 0
+  assert parse_config(config).stages[2].epochs == 0
 
 
 @pytest.mark.parametrize(
@@ -160,16 +162,16 @@ def test_pruning_without_finetuning_is_allowed(config):
 def test_refused_of_streamed_images(key, value, message):
   config = load(CONFIGS / 'mbv2_imagenet.py').to_dict()
   config['network']['name'] = 'resnet8_digits'  # walked faster
-  assert settings.parse(config).classes == 1000
+  assert parse_config(config).classes == 1000
   config['data'][key] = value
   with pytest.raises(errors.UserError, match=message):
-    settings.parse(config)
+    parse_config(config)
 
 
 def test_one_flag_sets_all_stages():
   config = load(CONFIGS / 'quickstart.py')
   config.label_smoothing, config.ema, config.nesterov = 0.1, 0.99, True
-  parsed = settings.parse(config.to_dict())
+  parsed = parse_config(config.to_dict())
   assert [s.label_smoothing for s in parsed.stages] == [0.1, 0.1, 0.1]
   assert [s.ema for s in parsed.stages] == [0.99, 0.0, 0.99]
   assert parsed.stages[0].train['weights'].nesterov

@@ -5,8 +5,11 @@ import math
 
 import pytest
 
-from dnal_jax import errors, stages
-from dnal_jax.stages import Group, LearningRate, Stage
+from dnal_jax import errors
+from dnal_jax.training import stages
+from dnal_jax.training.optimizer import ParamGroup
+from dnal_jax.training.schedule import LearningRate
+from dnal_jax.training.stages import Stage
 
 PATHS = [
   'params/conv1/kernel',
@@ -45,7 +48,7 @@ def test_cosine_with_the_published_offsets():
 
 
 def group(match, **kwargs):
-  return Group(match, LearningRate(0.1), **kwargs)
+  return ParamGroup(match, LearningRate(0.1), **kwargs)
 
 
 def test_groups_name_what_trains():
@@ -78,9 +81,11 @@ def test_patterns_that_overlap():
 
 def test_optimizer_is_pytorchs_sgd_per_group():
   """Two steps by hand: L2 in the gradient, momentum before the rate."""
-  stage = Stage('s', 1, {'w': Group('params/.*', LearningRate(0.1), 0.9, 0.01)})
+  stage = Stage(
+    's', 1, {'w': ParamGroup('params/.*', LearningRate(0.1), 0.9, 0.01)}
+  )
   paths = ['params/w']
-  tx = stage.optimizer(paths, 1, stage.numbers(0).rates)
+  tx = stage.optimizer(paths, 1, stage.hyperparams(0).rates)
   w, velocity = 2.0, 0.0
   leaf = {'params/w': 2.0}
   state = tx.init(leaf)
@@ -111,9 +116,9 @@ def test_values_that_make_no_sense(change, message):
 
 def test_cosine_that_ends_before_its_stage():
   lr = LearningRate(0.1, 'cosine', horizon=20.0, start=5.0)
-  Stage('s', 15, {'w': Group('x', lr)})
+  Stage('s', 15, {'w': ParamGroup('x', lr)})
   with pytest.raises(ValueError, match='is 0 from epoch 15 on'):
-    Stage('s', 16, {'w': Group('x', lr)})
+    Stage('s', 16, {'w': ParamGroup('x', lr)})
 
 
 def test_pruning_needs_a_search_before_it():

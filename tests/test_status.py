@@ -13,7 +13,9 @@ from locking import ELSEWHERE, leave
 import pytest
 
 from configs import quickstart
-from dnal_jax import errors, files, lock, progress, settings, status
+from dnal_jax import errors, status
+from dnal_jax.config import parse_config
+from dnal_jax.workdir import json_files, lock, status_file
 
 
 def ask(*arguments):
@@ -43,7 +45,7 @@ def test_running_stopped_killed_and_finished(tmp_path):
   assert text.startswith(f'{workdir}: running, {who}\n')
   assert 'warmup, 1 of 3: epoch ' in text
   assert '(estimates)' in text
-  assert set(value) == progress.KEYS | {'workdir', 'now', 'heard'}
+  assert set(value) == status_file.KEYS | {'workdir', 'now', 'heard'}
   assert value['now'] == value['state'] == 'running'
   assert value['pid'] == run.pid
   assert value['step'] == value['run_step'] >= 8 * 17
@@ -120,7 +122,7 @@ def test_no_run_is_one_message(tmp_path):
     status.read(tmp_path)
 
 
-PARSED = settings.parse(quickstart.get_config().to_dict())
+PARSED = parse_config(quickstart.get_config().to_dict())
 METRICS = {'loss': 32.0}
 
 
@@ -136,7 +138,7 @@ def test_figures_are_those_of_the_steps_that_were_measured(tmp_path, clock):
   """Batches of 64; 10, 10 and 30 epochs of 17 steps."""
   with (
     lock.Lock(tmp_path) as held,
-    progress.Progress(PARSED, tmp_path, held, 17) as run,
+    status_file.StatusFile(PARSED, tmp_path, held, 17) as run,
   ):
     assert status.read(tmp_path)['stage'] is None  # it starts
     run.stage(1, 5)
@@ -177,9 +179,9 @@ def test_writing_takes_a_hundredth_of_the_time_at_most(
 
   with (
     lock.Lock(tmp_path) as held,
-    progress.Progress(PARSED, tmp_path, held, 17) as run,
+    status_file.StatusFile(PARSED, tmp_path, held, 17) as run,
   ):
-    monkeypatch.setattr(files, 'write_json', slowly)
+    monkeypatch.setattr(json_files, 'write_json', slowly)
     run.stage(0, 0)
     for _ in range(100):
       for _ in range(3):
@@ -196,7 +198,7 @@ def test_what_cannot_be_written_is_told_once(tmp_path, capsys):
   (tmp_path / 'status.json').mkdir()
   with (
     lock.Lock(tmp_path) as held,
-    progress.Progress(PARSED, tmp_path, held, 17) as run,
+    status_file.StatusFile(PARSED, tmp_path, held, 17) as run,
   ):
     for stage in range(3):
       run.stage(stage, 0)
@@ -209,11 +211,11 @@ def test_what_cannot_be_written_is_told_once(tmp_path, capsys):
 def test_one_on_another_host_is_heard_of_or_not(tmp_path):
   with (
     lock.Lock(tmp_path) as held,
-    progress.Progress(PARSED, tmp_path, held, 17) as run,
+    status_file.StatusFile(PARSED, tmp_path, held, 17) as run,
   ):
     run.stage(0, 0)
-    value = files.read_json(tmp_path / 'status.json')
-  files.write_json(tmp_path / 'status.json', {**value, 'host': 'other'})
+    value = json_files.read_json(tmp_path / 'status.json')
+  json_files.write_json(tmp_path / 'status.json', {**value, 'host': 'other'})
   leave(tmp_path, **ELSEWHERE, heard=lock._now('microseconds'))
   row = status.read(tmp_path)
   assert row['now'] == 'running'
@@ -231,7 +233,7 @@ def test_who_was_taken_over_leaves_the_file_alone(tmp_path):
   def taken_over():
     with (
       lock.Lock(tmp_path) as held,
-      progress.Progress(PARSED, tmp_path, held, 17) as run,
+      status_file.StatusFile(PARSED, tmp_path, held, 17) as run,
     ):
       leave(tmp_path, **ELSEWHERE)
       path.write_text("the other's")

@@ -4,33 +4,35 @@ import dataclasses
 from functools import partial
 import re
 
-from flax import linen as nn
+from flax import linen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import layers, models, trees
-from dnal_jax.stages import Group, LearningRate, Stage
-from dnal_jax.step import (
-  Batch,
-  begin,
-  cross_entropy,
-  eval_step,
-  train_step,
-)
+from dnal_jax import models, nn, trees
+from dnal_jax.data.batches import Batch
+from dnal_jax.training.losses import cross_entropy
+from dnal_jax.training.optimizer import ParamGroup
+from dnal_jax.training.schedule import LearningRate
+from dnal_jax.training.stages import Stage
+from dnal_jax.training.step import eval_step, train_step
+from dnal_jax.training.train_state import create_train_state
 
 RATE = LearningRate(0.1)
-WARMUP = Stage('warmup', 2, {'w': Group('params/.*', RATE, 0.9, 1e-4)})
+WARMUP = Stage('warmup', 2, {'w': ParamGroup('params/.*', RATE, 0.9, 1e-4)})
 SEARCH = Stage(
   'search',
   2,
-  {'gates': Group('gates/.*', RATE), 'head': Group('params/head/.*', RATE)},
+  {
+    'gates': ParamGroup('gates/.*', RATE),
+    'head': ParamGroup('params/head/.*', RATE),
+  },
   delta_end=100.0,
   penalty=1e-3,
 )
 FINETUNE = Stage(
-  'finetune', 2, {'w': Group('params/.*', RATE)}, prune_below=0.9
+  'finetune', 2, {'w': ParamGroup('params/.*', RATE)}, prune_below=0.9
 )
 TRAINS = {
   'warmup': 'params/',
@@ -51,14 +53,16 @@ def setting(name='vgg7_digits', side=8):
 
 def start(stage, variables):
   logits = jax.tree.map(jnp.zeros_like, variables['gates'])
-  return begin(stage, variables['params'], logits, variables['batch_stats'])
+  return create_train_state(
+    stage, variables['params'], logits, variables['batch_stats']
+  )
 
 
 def step_of(net, stage):
   """(state, batch) -> what a step in the first epoch of the stage gives."""
   return partial(
     train_step,
-    numbers=stage.numbers(0),
+    hyperparams=stage.hyperparams(0),
     net=net,
     stage=stage,
     steps_per_epoch=5,
@@ -247,7 +251,7 @@ def test_every_layer_computes_in_the_dtype_of_the_images(name, train):
   net, outs = variant.build(classes=10), []
   image = jnp.zeros((2, variant.image, variant.image, 3), jnp.bfloat16)
   variables = jax.eval_shape(net.init, jax.random.key(0), image)
-  with nn.intercept_methods(partial(_record_dtype, outs)):
+  with linen.intercept_methods(partial(_record_dtype, outs)):
     jax.eval_shape(
       partial(net.apply, train=train, mutable=['batch_stats']), variables, image
     )
@@ -258,7 +262,7 @@ def test_every_layer_computes_in_the_dtype_of_the_images(name, train):
 
 def _record_dtype(outs, call, args, kwargs, context):
   out = call(*args, **kwargs)
-  if isinstance(context.module, layers.ConvBn | layers.Gate | layers.Dense):
+  if isinstance(context.module, nn.ConvBn | nn.Gate | nn.Dense):
     outs.append(out.x.dtype)
   return out
 

@@ -7,7 +7,7 @@ import struct
 import pytest
 from strangers import LOGITS, UP, VALID, joined, make, refused, split
 
-from dnal_jax import weights
+from dnal_jax.workdir import weights
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 from strangers import UP, VALID, make, refused
 
 import dnal_jax
-from dnal_jax import architecture, errors, files, models, weights
+from dnal_jax import errors, models
+from dnal_jax.workdir import architecture, json_files, weights
 
 IDS = [0, 5]
 
@@ -218,8 +219,8 @@ def test_what_is_written_can_be_read(tmp_path):
   architecture.write(
     tmp_path, 'proxyless', widest, variant.classes, (224, 224, 3), gates
   )
-  size = files.size_of(tmp_path / 'architecture.json')
-  assert size < files.MOST_BYTES
+  size = json_files.file_size(tmp_path / 'architecture.json')
+  assert size < json_files.MAX_BYTES
   with pytest.raises(errors.UserError, match='name; make it 100'):
     models.register('x' * 101, variant)
 

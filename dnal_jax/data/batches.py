@@ -4,11 +4,20 @@ N images in all, B batch, H height, W width, C channels. Because no state is
 kept, a resumed run sees the same batches by construction.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from dnal_jax.data import Data
-from dnal_jax.step import Batch
+
+
+class Batch(NamedTuple):
+  """Images and labels; in evaluation, a weight of 0 marks padding."""
+
+  image: jax.Array  # [B, H, W, C] floating point, normalised
+  label: jax.Array  # [B] int32
+  weight: jax.Array  # [B] float32
 
 
 def normalise(images: jax.Array, data: Data) -> jax.Array:

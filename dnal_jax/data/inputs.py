@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import mesh
 from dnal_jax.data import Data, batches
-from dnal_jax.step import Batch
+from dnal_jax.data.batches import Batch
+from dnal_jax.parallel import mesh
 
 # What a call may last where a step takes a millisecond; slower ones get fewer.
 _STEPS_AT_ONCE = 128
@@ -53,7 +53,7 @@ class ResidentInputs:
   def train_shapes(self) -> Any:
     """(images [N, H, W, C] uint8, labels [N] int32, order [N] int32)."""
     order = jax.ShapeDtypeStruct((self.images,), np.int32)
-    return mesh.like((*_shapes(self.images, self._data), order))
+    return mesh.replicated_shapes((*_shapes(self.images, self._data), order))
 
   def train_batch(self, inputs: Any, step: jax.Array) -> Batch:
     """The batch of a step from its inputs, to be compiled into it."""
@@ -81,7 +81,7 @@ class StreamedInputs:
 
   def train_shapes(self) -> Any:
     """(images [B, H, W, C] uint8, labels [B] int32), rows shared out."""
-    return mesh.like_rows(_shapes(self._batch_size, self._data))
+    return mesh.batch_sharded_shapes(_shapes(self._batch_size, self._data))
 
   def train_batch(self, inputs: Any, step: jax.Array) -> Batch:
     """The batch of a step from its inputs, to be compiled into it."""

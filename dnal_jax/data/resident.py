@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
-from dnal_jax import mesh
 from dnal_jax.data import Data, batches, memory
+from dnal_jax.data.batches import Batch
 from dnal_jax.data.inputs import ResidentInputs
-from dnal_jax.step import Batch
+from dnal_jax.parallel import mesh
 
 
 class Resident(ResidentInputs):
@@ -25,8 +25,8 @@ class Resident(ResidentInputs):
     images = len(splits.train.labels)
     super().__init__(data, images=images, seed=seed, batch_size=batch_size)
     self._eval_batch_size = eval_batch_size
-    self._train = mesh.put_whole(splits.train)
-    self._validation = mesh.put_whole(splits.validation)
+    self._train = mesh.put_replicated(splits.train)
+    self._validation = mesh.put_replicated(splits.validation)
     self._test = splits.test  # read once, at the end
     self._order = jax.jit(partial(batches.epoch_order, seed), static_argnums=1)
     self.broken: dict[str, list[int]] = {}
@@ -48,7 +48,7 @@ class Resident(ResidentInputs):
     if split == 'validation':
       arrays = self._validation
     else:
-      arrays = mesh.put_whole(self._test)
+      arrays = mesh.put_replicated(self._test)
     yield arrays, -(-len(arrays.labels) // self._eval_batch_size)
 
   def eval_batch(self, inputs: Any, index: jax.typing.ArrayLike) -> Batch:

@@ -7,10 +7,10 @@ import jax
 
 from dnal_jax import errors
 from dnal_jax.data import Data, memory, records, splits
+from dnal_jax.data.batches import Batch
 from dnal_jax.data.inputs import Inputs, ResidentInputs, StreamedInputs
 from dnal_jax.data.resident import Resident
 from dnal_jax.data.streamed import Streamed
-from dnal_jax.step import Batch
 
 
 class Source(Inputs, Protocol):

@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from dnal_jax import errors, mesh
+from dnal_jax import errors
 from dnal_jax.data import Data, batches, crops, records, splits
+from dnal_jax.data.batches import Batch
 from dnal_jax.data.inputs import StreamedInputs
-from dnal_jax.step import Batch
+from dnal_jax.parallel import mesh
 
 _AHEAD = 2  # batches that wait on the host, and as many on the device
 _CORES = (
@@ -155,7 +156,7 @@ class Streamed(StreamedInputs):
     """Batches on the device, some ahead of the one that is asked for."""
     ahead = deque()
     for batch, broken in self._read(split, rows, step):
-      ahead.append((mesh.put_rows(batch), broken))
+      ahead.append((mesh.put_batch_sharded(batch), broken))
       if len(ahead) > _AHEAD:
         batch, self.broken[split] = ahead.popleft()
         yield batch

@@ -9,13 +9,13 @@ projection; `last` behind the last 1x1 convolution.
 from functools import partial
 from typing import Literal
 
-from flax import linen as nn
+from flax import linen
 import jax
 
-from dnal_jax import layers
+from dnal_jax import nn
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(linen.Module):
   """Expand 1x1, depthwise, project 1x1 without activation (their Fig. 4)."""
 
   hidden: int
@@ -23,31 +23,31 @@ class InvertedResidual(nn.Module):
   stride: int
   expand: bool  # False: the depthwise convolution reads the block's input
   shortcut: Literal['none', 'identity', 'conv']
-  keep: layers.Keep
+  keep: nn.Keep
   train: bool
   kernel: int = 3
   epsilon: float = 1e-5
 
-  @nn.compact
-  def __call__(self, m: layers.Features) -> layers.Features:
-    hidden, out = layers.chain(self, hidden=self.hidden, out=self.features)
-    conv = partial(layers.ConvBn, train=self.train, epsilon=self.epsilon)
+  @linen.compact
+  def __call__(self, m: nn.Features) -> nn.Features:
+    hidden, out = nn.chain(self, hidden=self.hidden, out=self.features)
+    conv = partial(nn.ConvBn, train=self.train, epsilon=self.epsilon)
     y = m
     if self.expand:
-      y = layers.act(nn.relu6, conv(hidden, 1, name='expand')(y))
+      y = nn.act(linen.relu6, conv(hidden, 1, name='expand')(y))
     y = conv(
       hidden, self.kernel, self.stride, depthwise=True, name='depthwise'
     )(y)
-    y = layers.act(nn.relu6, layers.Gate(name='hidden')(y))
-    y = layers.Gate(name='out')(conv(out, 1, name='project')(y))
+    y = nn.act(linen.relu6, nn.Gate(name='hidden')(y))
+    y = nn.Gate(name='out')(conv(out, 1, name='project')(y))
     if self.shortcut == 'none':
       return y
     if self.shortcut == 'conv':
-      m = conv(layers.full(self.features), 1, name='shortcut')(m)
-    return layers.add(y, shortcut=m)
+      m = conv(nn.full(self.features), 1, name='shortcut')(m)
+    return nn.add(y, shortcut=m)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(linen.Module):
   """Stem, inverted residuals, 1x1 convolution, average, linear classifier."""
 
   classes: int
@@ -59,7 +59,7 @@ class MobileNetV2(nn.Module):
   stem_channels: int = 32
   last_channels: int = 1280
   width: float = 1.0  # multiplies every width but `classes`
-  keep: layers.Keep = layers.NO_KEEP
+  keep: nn.Keep = nn.NO_KEEP
 
   @property
   def min_image(self) -> int:
@@ -77,23 +77,23 @@ class MobileNetV2(nn.Module):
   def _first_block_alone_reads(self, stem: int) -> bool:
     """Whether the stem feeds one depthwise convolution and no shortcut."""
     expansion, channels, _, stride = self.stages[0]
-    features = layers.scaled(channels, self.width)
+    features = nn.scaled(channels, self.width)
     shortcut = self._shortcut(stem, features, stride)
     return expansion == 1 and not self.expand_all and shortcut == 'none'
 
-  @nn.compact
+  @linen.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """[B, H, W, C] float32 -> logits [B, classes] float32."""
-    inputs = layers.scaled(self.stem_channels, self.width)
-    width = layers.full(inputs)
+    inputs = nn.scaled(self.stem_channels, self.width)
+    width = nn.full(inputs)
     if self._first_block_alone_reads(inputs):
-      width = layers.gated(self, 'block1_1/hidden', inputs)
-    m = layers.ConvBn(
-      width, 3, self.stem_stride, train=train, name='stem_conv'
-    )(layers.image(x))
-    m = layers.act(nn.relu6, m)
+      width = nn.gated(self, 'block1_1/hidden', inputs)
+    m = nn.ConvBn(width, 3, self.stem_stride, train=train, name='stem_conv')(
+      nn.image(x)
+    )
+    m = nn.act(linen.relu6, m)
     for i, (expansion, channels, blocks, stride) in enumerate(self.stages, 1):
-      features = layers.scaled(channels, self.width)
+      features = nn.scaled(channels, self.width)
       for j in range(1, blocks + 1):
         first = stride if j == 1 else 1
         m = InvertedResidual(
@@ -107,11 +107,9 @@ class MobileNetV2(nn.Module):
           name=f'block{i}_{j}',
         )(m)
         inputs = features
-    last = layers.scaled(self.last_channels, self.width)
-    m = layers.ConvBn(
-      layers.gated(self, 'last', last), 1, train=train, name='last_conv'
+    last = nn.scaled(self.last_channels, self.width)
+    m = nn.ConvBn(
+      nn.gated(self, 'last', last), 1, train=train, name='last_conv'
     )(m)
-    m = layers.act(nn.relu6, layers.Gate(name='last')(m))
-    return layers.Head(self.classes, train=train, name='head')(
-      layers.average(m)
-    )
+    m = nn.act(linen.relu6, nn.Gate(name='last')(m))
+    return nn.Head(self.classes, train=train, name='head')(nn.average(m))

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from functools import partial
 import math
 
-from flax import linen as nn
+from flax import linen
 import jax
 
-from dnal_jax import layers
+from dnal_jax import nn
 from dnal_jax.models import mobilenet_v2
 
 # {name: (kernel, expansion)}
@@ -26,17 +26,17 @@ CANDIDATES = {
 _EPSILON = 1e-3
 
 
-class MixedBlock(nn.Module):
+class MixedBlock(linen.Module):
   """Sum of the six candidates, and of the input where shapes allow."""
 
   inputs: int
   features: int
   stride: int
-  keep: layers.Keep
+  keep: nn.Keep
   train: bool
 
-  @nn.compact
-  def __call__(self, m: layers.Features) -> layers.Features:
+  @linen.compact
+  def __call__(self, m: nn.Features) -> nn.Features:
     candidates = [
       mobilenet_v2.InvertedResidual(
         hidden=expansion * self.inputs,
@@ -53,32 +53,32 @@ class MixedBlock(nn.Module):
       for name, (kernel, expansion) in CANDIDATES.items()
     ]
     identity = self.stride == 1 and self.inputs == self.features
-    return layers.add(*candidates, shortcut=m if identity else None)
+    return nn.add(*candidates, shortcut=m if identity else None)
 
 
-class Proxyless(nn.Module):
+class Proxyless(linen.Module):
   """Stem, a plain block, mixed blocks, 1x1 convolution, average, classifier."""
 
   classes: int
   # Rows of (channels, blocks, stride of the first).
   stages: tuple[tuple[int, int, int], ...]
   width: float = 1.0  # multiplies every width but `classes`
-  keep: layers.Keep = layers.NO_KEEP
+  keep: nn.Keep = nn.NO_KEEP
 
   @property
   def min_image(self) -> int:
     """Smallest image side, in pixels: the total stride."""
     return 2 * math.prod(stride for *_, stride in self.stages)
 
-  @nn.compact
+  @linen.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """[B, H, W, C] float32 -> logits [B, classes] float32."""
-    conv = partial(layers.ConvBn, train=train, epsilon=_EPSILON)
-    stem = layers.scaled(32, self.width)
-    inputs = layers.scaled(16, self.width)
+    conv = partial(nn.ConvBn, train=train, epsilon=_EPSILON)
+    stem = nn.scaled(32, self.width)
+    inputs = nn.scaled(16, self.width)
     # The first block's depthwise convolution alone reads the stem.
-    width = layers.gated(self, 'block0/hidden', stem)
-    m = conv(width, 3, 2, name='stem_conv')(layers.image(x))
+    width = nn.gated(self, 'block0/hidden', stem)
+    m = conv(width, 3, 2, name='stem_conv')(nn.image(x))
     m = mobilenet_v2.InvertedResidual(
       hidden=stem,
       features=inputs,
@@ -89,9 +89,9 @@ class Proxyless(nn.Module):
       train=train,
       epsilon=_EPSILON,
       name='block0',
-    )(layers.act(nn.relu6, m))
+    )(nn.act(linen.relu6, m))
     for i, (channels, blocks, stride) in enumerate(self.stages, 1):
-      features = layers.scaled(channels, self.width)
+      features = nn.scaled(channels, self.width)
       for j in range(1, blocks + 1):
         m = MixedBlock(
           inputs,
@@ -102,17 +102,17 @@ class Proxyless(nn.Module):
           name=f'block{i}_{j}',
         )(m)
         inputs = features
-    last = layers.gated(self, 'last', layers.scaled(1280, self.width))
-    m = layers.Gate(name='last')(conv(last, 1, name='last_conv')(m))
-    m = layers.average(layers.act(nn.relu6, m))
-    head = layers.Head(
+    last = nn.gated(self, 'last', nn.scaled(1280, self.width))
+    m = nn.Gate(name='last')(conv(last, 1, name='last_conv')(m))
+    m = nn.average(nn.act(linen.relu6, m))
+    head = nn.Head(
       self.classes, train=train, kernel_init=_uniform_fan_in, name='head'
     )
     return head(m)
 
 
 def survivors(
-  before: Mapping[str, layers.Ids], after: Mapping[str, layers.Ids]
+  before: Mapping[str, nn.Ids], after: Mapping[str, nn.Ids]
 ) -> dict[str, list[str]]:
   """{block: the candidates left in it, as '5x5 e6 112/384'} from the channels
   behind each gate of the whole and of the learned network.
@@ -134,4 +134,6 @@ def survivors(
 
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), of variance 1/3 of 1/fan_in.
-_uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+_uniform_fan_in = linen.initializers.variance_scaling(
+  1 / 3, 'fan_in', 'uniform'
+)

@@ -5,70 +5,70 @@ of the residual stream is cut only where every branch that writes it is closed
 and no shortcut convolution does.
 """
 
-from flax import linen as nn
+from flax import linen
 import jax
 
-from dnal_jax import layers
+from dnal_jax import nn
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(linen.Module):
   """Two 3x3 convolutions; parameter-free shortcut (option A). CIFAR form."""
 
   inputs: int
   features: int
   stride: int
-  keep: layers.Keep
+  keep: nn.Keep
   train: bool
 
-  @nn.compact
-  def __call__(self, m: layers.Features) -> layers.Features:
-    mid, out = layers.chain(self, mid=self.features, out=self.features)
-    y = layers.ConvBn(mid, 3, self.stride, train=self.train, name='conv1')(m)
-    y = layers.act(layers.relu, layers.Gate(name='mid')(y))
-    y = layers.ConvBn(out, 3, train=self.train, name='conv2')(y)
-    y = layers.Gate(name='out')(y)
+  @linen.compact
+  def __call__(self, m: nn.Features) -> nn.Features:
+    mid, out = nn.chain(self, mid=self.features, out=self.features)
+    y = nn.ConvBn(mid, 3, self.stride, train=self.train, name='conv1')(m)
+    y = nn.act(nn.relu, nn.Gate(name='mid')(y))
+    y = nn.ConvBn(out, 3, train=self.train, name='conv2')(y)
+    y = nn.Gate(name='out')(y)
     shift = (self.features - self.inputs) // 2
-    return layers.act(
-      layers.relu_of_sum,
-      layers.add(y, shortcut=layers.subsample(m, self.stride, shift)),
+    return nn.act(
+      nn.relu_of_sum,
+      nn.add(y, shortcut=nn.subsample(m, self.stride, shift)),
     )
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(linen.Module):
   """1x1, 3x3 (with the stride), 1x1 to four times the width. ImageNet form."""
 
   inputs: int
   features: int  # after the block
   stride: int
-  keep: layers.Keep
+  keep: nn.Keep
   train: bool
 
-  @nn.compact
-  def __call__(self, m: layers.Features) -> layers.Features:
-    mid1, mid2, out = layers.chain(
+  @linen.compact
+  def __call__(self, m: nn.Features) -> nn.Features:
+    mid1, mid2, out = nn.chain(
       self,
       mid1=self.features // 4,
       mid2=self.features // 4,
       out=self.features,
     )
-    y = layers.ConvBn(mid1, 1, train=self.train, name='conv1')(m)
-    y = layers.act(layers.relu, layers.Gate(name='mid1')(y))
-    y = layers.ConvBn(mid2, 3, self.stride, train=self.train, name='conv2')(y)
-    y = layers.act(layers.relu, layers.Gate(name='mid2')(y))
-    y = layers.ConvBn(out, 1, train=self.train, name='conv3')(y)
-    y = layers.Gate(name='out')(y)
+    y = nn.ConvBn(mid1, 1, train=self.train, name='conv1')(m)
+    y = nn.act(nn.relu, nn.Gate(name='mid1')(y))
+    y = nn.ConvBn(mid2, 3, self.stride, train=self.train, name='conv2')(y)
+    y = nn.act(nn.relu, nn.Gate(name='mid2')(y))
+    y = nn.ConvBn(out, 1, train=self.train, name='conv3')(y)
+    y = nn.Gate(name='out')(y)
     if self.stride != 1 or self.inputs != self.features:
-      m = layers.ConvBn(
-        layers.full(self.features),
+      m = nn.ConvBn(
+        nn.full(self.features),
         1,
         self.stride,
         train=self.train,
         name='downsample',
       )(m)
-    return layers.act(layers.relu_of_sum, layers.add(y, shortcut=m))
+    return nn.act(nn.relu_of_sum, nn.add(y, shortcut=m))
 
 
-class ResNet(nn.Module):
+class ResNet(linen.Module):
   """Stem, stages of residual blocks, global average, linear classifier."""
 
   classes: int
@@ -78,7 +78,7 @@ class ResNet(nn.Module):
   stem_layer: tuple[int, int, int]  # channels, kernel, stride
   stem_pool: bool  # 3x3 max-pool of stride 2 behind the stem
   width: float = 1.0  # multiplies every width but `classes`
-  keep: layers.Keep = layers.NO_KEEP
+  keep: nn.Keep = nn.NO_KEEP
 
   @property
   def min_image(self) -> int:
@@ -87,22 +87,22 @@ class ResNet(nn.Module):
       self.stem_layer[2] * (1 + self.stem_pool) * 2 ** (len(self.blocks) - 1)
     )
 
-  @nn.compact
+  @linen.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """[B, H, W, C] float32 -> logits [B, classes] float32."""
     channels, kernel, stride = self.stem_layer
-    inputs = layers.scaled(channels, self.width)
-    width = layers.gated(self, 'stem', inputs)
-    m = layers.ConvBn(width, kernel, stride, train=train, name='stem_conv')(
-      layers.image(x)
+    inputs = nn.scaled(channels, self.width)
+    width = nn.gated(self, 'stem', inputs)
+    m = nn.ConvBn(width, kernel, stride, train=train, name='stem_conv')(
+      nn.image(x)
     )
-    m = layers.act(layers.relu, layers.Gate(name='stem')(m))
+    m = nn.act(nn.relu, nn.Gate(name='stem')(m))
     if self.stem_pool:
-      m = layers.max_pool(m, 3, pad=1)
+      m = nn.max_pool(m, 3, pad=1)
     for i, (blocks, stage) in enumerate(
       zip(self.blocks, self.features, strict=True), 1
     ):
-      features = layers.scaled(stage, self.width)
+      features = nn.scaled(stage, self.width)
       for j in range(1, blocks + 1):
         m = self.block(
           inputs,
@@ -113,6 +113,4 @@ class ResNet(nn.Module):
           name=f'block{i}_{j}',
         )(m)
         inputs = features
-    return layers.Head(self.classes, train=train, name='head')(
-      layers.average(m)
-    )
+    return nn.Head(self.classes, train=train, name='head')(nn.average(m))

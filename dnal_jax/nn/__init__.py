@@ -1,0 +1,49 @@
+"""Layers and feature maps of which networks are built."""
+
+from dnal_jax.nn.activations import relu, relu_of_sum
+from dnal_jax.nn.features import (
+  NO_KEEP,
+  Features,
+  Ids,
+  Keep,
+  Width,
+  act,
+  add,
+  average,
+  chain,
+  flatten,
+  full,
+  gated,
+  image,
+  max_pool,
+  scaled,
+  select,
+  subsample,
+)
+from dnal_jax.nn.layers import ConvBn, Dense, Gate, Head
+
+__all__ = [
+  'NO_KEEP',
+  'ConvBn',
+  'Dense',
+  'Features',
+  'Gate',
+  'Head',
+  'Ids',
+  'Keep',
+  'Width',
+  'act',
+  'add',
+  'average',
+  'chain',
+  'flatten',
+  'full',
+  'gated',
+  'image',
+  'max_pool',
+  'relu',
+  'relu_of_sum',
+  'scaled',
+  'select',
+  'subsample',
+]

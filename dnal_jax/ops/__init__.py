@@ -1,0 +1,1 @@
+"""Operations on arrays, in a form that suits the platform."""

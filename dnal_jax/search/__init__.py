@@ -1,0 +1,1 @@
+"""Decision variables of the architecture search."""

@@ -1,0 +1,1 @@
+"""Stages, the train step, and the loop that runs it."""

@@ -1,0 +1,166 @@
+"""One train step and one eval step, the same for every stage. Pure functions.
+
+B batch, H height, W width, C channels. The step differentiates by what the
+stage trains and by nothing else, so a search step has no gradients of
+convolution weights in it.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dnal_jax import trees
+from dnal_jax.data.batches import Batch
+from dnal_jax.search import channel_gates
+from dnal_jax.training.losses import cross_entropy
+from dnal_jax.training.stages import Stage, StepHyperparams
+from dnal_jax.training.train_state import TrainState, flat_leaves, split_trained
+
+# What `eval_step` sums up, float32 each.
+EVAL_SUMS = ('loss', 'top1', 'top5', 'images')
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  hyperparams: StepHyperparams,
+  *,
+  net: Any,
+  stage: Stage,
+  steps_per_epoch: int,
+  accumulate: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One step of any stage: loss = cross-entropy + lambda * penalty, with the
+  stage's `hyperparams` of the epoch.
+
+  With `accumulate` N the batch is worked off in N parts, one after the other,
+  which takes 1/N of the memory for feature maps: gradients and the updates of
+  BatchNorm's averages are means over the parts (ours). Each part is normalised
+  by its own moments.
+
+  The images' dtype is the one computed in; parameters, statistics and the loss
+  are float32. Metrics 'loss' (the cross-entropy alone) and 'correct' are sums
+  over the batch; 'gate_sum' is the sum over all gates of sigmoid(s), 'gates'
+  (where the stage searches) the census [3] of gate values, both as the step
+  found them; 'finite' is False where the loss or a gradient is NaN or infinite.
+  """
+  paths = flat_leaves(state.params, state.logits)
+  tx = stage.optimizer(paths, steps_per_epoch, hyperparams.rates)
+  trained, frozen = split_trained(stage, state.params, state.logits)
+
+  loss = partial(
+    _loss,
+    frozen=frozen,
+    batch_stats=state.batch_stats,
+    hyperparams=hyperparams,
+    net=net,
+    stage=stage,
+  )
+  gradients = partial(jax.grad(loss, has_aux=True), trained)
+  if accumulate == 1:
+    grads, (batch_stats, metrics) = gradients(batch)
+  else:
+    grads, batch_stats, metrics = _in_parts(gradients, batch, accumulate)
+  # What is not finite anywhere leaves no finite sum.
+  total = metrics['loss'] + sum(g.sum() for g in grads.values())
+  metrics['finite'] = jnp.isfinite(total)
+  updates, opt_state = tx.update(grads, state.opt_state, trained)
+  after: Any = optax.apply_updates(trained, updates)
+  tree = trees.unflatten({**frozen, **after})
+  params = tree['params']
+  average = state.average
+  if average:
+    average = _averaged(average, (params, batch_stats), stage.ema, state.step)
+  logits = tree.get('gates', {})
+  return (
+    TrainState(state.step + 1, params, logits, batch_stats, opt_state, average),
+    metrics,
+  )
+
+
+def eval_step(
+  variables: Any, batch: Batch, *, net: Any
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """Weighted sums over the batch, and the logits [B, classes] float32."""
+  scores = net.apply(variables, batch.image)
+  _, top5 = jax.lax.top_k(scores, min(5, scores.shape[-1]))
+  hit = top5 == batch.label[:, None]
+  weight = batch.weight
+  sums = {
+    'loss': (cross_entropy(scores, batch.label) * weight).sum(),
+    'top1': (hit[:, 0] * weight).sum(),
+    'top5': (hit.any(-1) * weight).sum(),
+    'images': weight.sum(),
+  }
+  return sums, scores
+
+
+def _loss(
+  trained: dict[str, Any],
+  batch: Batch,
+  *,
+  frozen: dict[str, Any],
+  batch_stats: Any,
+  hyperparams: StepHyperparams,
+  net: Any,
+  stage: Stage,
+) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+  """What is differentiated by `trained`; beside it the updated statistics and
+  the metrics."""
+  tree = trees.unflatten({**trained, **frozen})
+  logits = tree.get('gates', {})
+  gates = channel_gates.gate_values(logits, hyperparams.delta)
+  variables = {
+    'params': tree['params'],
+    'gates': gates,
+    'batch_stats': batch_stats,
+  }
+  scores, updated = net.apply(
+    variables, batch.image, train=True, mutable=['batch_stats']
+  )
+  losses = cross_entropy(scores, batch.label, stage.label_smoothing)
+  gate_sum = channel_gates.penalty(logits)
+  metrics = {
+    'loss': losses.sum(),
+    'correct': (scores.argmax(-1) == batch.label).sum(),
+    'gate_sum': gate_sum,
+  }
+  if stage.delta_end is not None:
+    metrics['gates'] = channel_gates.count_by_state(gates)
+  total = losses.mean() + hyperparams.penalty * gate_sum
+  return total, (updated['batch_stats'], metrics)
+
+
+def _in_parts(gradients, batch: Batch, parts: int) -> tuple[Any, Any, Any]:
+  """Means of gradients and statistics, and metrics, over parts of the batch."""
+  # A part is every n-th row: of the rows that a device has, as many as of any
+  # other's, so that none has to travel.
+  batches = jax.tree.map(
+    lambda a: jnp.moveaxis(a.reshape(-1, parts, *a.shape[1:]), 1, 0), batch
+  )
+
+  def one(sums, part):
+    grads, (batch_stats, metrics) = gradients(part)
+    return jax.tree.map(jnp.add, sums, (grads, batch_stats)), metrics
+
+  grads, (batch_stats, _) = jax.eval_shape(
+    gradients, jax.tree.map(lambda a: a[0], batches)
+  )
+  zeros = jax.tree.map(
+    lambda a: jnp.zeros(a.shape, a.dtype), (grads, batch_stats)
+  )
+  sums, of_parts = jax.lax.scan(one, zeros, batches)
+  metrics = jax.tree.map(lambda a: a[-1], of_parts)  # gates: the same in all
+  for key in ('loss', 'correct'):
+    metrics[key] = of_parts[key].sum()
+  return *jax.tree.map(lambda a: a / parts, sums), metrics
+
+
+def _averaged(average, latest, decay: float, step: jax.Array):
+  """decay * average + (1 - decay) * latest; early on the decay is less, so
+  that the first weights are forgotten (TensorFlow's rule)."""
+  now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(lambda a, b: now * a + (1 - now) * b, average, latest)

@@ -1,0 +1,60 @@
+"""What a train step changes."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dnal_jax import trees
+from dnal_jax.training.stages import Stage
+
+
+class TrainState(NamedTuple):
+  """All that a step changes."""
+
+  step: jax.Array  # int32: steps done in this stage
+  params: Any
+  logits: Any  # of the gates; the structure of the `gates` collection
+  batch_stats: Any
+  opt_state: Any  # over the leaves that the stage trains
+  # Running average of (params, batch_stats); () in a stage without.
+  average: tuple[Any, Any] | tuple[()] = ()
+
+  @property
+  def result(self) -> tuple[Any, Any]:
+    """(params, batch_stats) that are evaluated and handed on."""
+    return self.average or (self.params, self.batch_stats)
+
+
+def create_train_state(
+  stage: Stage, params: Any, logits: Any, batch_stats: Any
+) -> TrainState:
+  """The state at the start of a stage: new momenta, step 0."""
+  trained, _ = split_trained(stage, params, logits)
+  # The rates make no difference to what an optimizer begins with.
+  tx = stage.optimizer(
+    flat_leaves(params, logits), 1, stage.hyperparams(0).rates
+  )
+  step = jnp.zeros((), jnp.int32)
+  average: Any = ()
+  if stage.ema:  # copies: a step uses up each buffer of its state once
+    average = jax.tree.map(jnp.copy, (params, batch_stats))
+  return TrainState(
+    step, params, logits, batch_stats, tx.init(trained), average
+  )
+
+
+def flat_leaves(params, logits) -> dict[str, Any]:
+  return trees.flatten({'params': params, 'gates': logits})
+
+
+def split_trained(
+  stage: Stage, params: Any, logits: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """({path: leaf} that the stage trains, {path: leaf} that it does not)."""
+  flat = flat_leaves(params, logits)
+  trains = stage.groups(flat)
+  return (
+    {k: v for k, v in flat.items() if k in trains},
+    {k: v for k, v in flat.items() if k not in trains},
+  )

@@ -1,0 +1,118 @@
+"""result.json, and the table that a run ends with."""
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+from typing import Any
+
+import tqdm
+
+from dnal_jax import errors
+from dnal_jax.config import RunConfig
+from dnal_jax.cost import exact
+from dnal_jax.workdir import json_files
+from dnal_jax.workdir.run_state import RunState
+
+
+def tell_cut(kept: int, gates: int, gated: float, cut: float) -> None:
+  """Prints what the cut has left, and top-1 (shares of 1) before and after."""
+  tqdm.tqdm.write(
+    f'cut to {kept} of {gates} gated channels: validation {gated:.2%} gated,'
+    f' {cut:.2%} cut'
+  )
+
+
+def tell_broken(of_each: list[list[str]]) -> None:
+  """Prints how many images any process has left out, if one has."""
+  names = {name for names in of_each for name in names}
+  if names:
+    print(f'{len(names)} images could not be decoded and were skipped')
+
+
+def make_result(
+  settings: RunConfig,
+  position: RunState,
+  *,
+  baseline: exact.Counts,
+  learned: exact.Counts | None,
+  gates: int,
+  kept: int | None,
+  final: Mapping[str, float],
+  test: Mapping[str, float],
+) -> dict[str, Any]:
+  """What result.json holds; a figure that was not measured is None.
+
+  `final` and `test` are evaluations of the last network, on the validation
+  and on the test split; shares of 1.
+  """
+  return {
+    'network': settings.network.name,
+    'dataset': settings.data.title,
+    'seed': settings.seed,
+    'stages': position.stages,
+    'rollbacks': position.rollbacks,
+    'baseline': dataclasses.asdict(baseline),
+    'learned': dataclasses.asdict(learned) if learned else None,
+    'gates': {'total': gates, 'kept': kept},
+    'top1': {**position.top1, 'final': final['top1']},
+    'top5': {'final': final['top5']},
+    'best_checkpoint': position.best,
+    'compact_max_abs_diff': position.compact_max_abs_diff,
+    'test_top1': test['top1'],
+    'test_top5': test['top5'],
+  }
+
+
+def read_result(path: pathlib.Path) -> dict[str, Any]:
+  """The result of a finished run.
+
+  Raises:
+    UserError: `closing` could not tell it.
+  """
+  result = json_files.read_json(path)
+  try:
+    closing_table(result)
+  except (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+  ) as error:
+    raise errors.UserError(
+      f"'{path}' is not a result.json of ours ({error!r}); delete it, and the"
+      ' same command makes it again from the last checkpoint'
+    ) from error
+  return result
+
+
+def closing_table(result: Mapping[str, Any]) -> str:
+  """The table at the end of a run."""
+  title = '{network} on {dataset}, seed {seed}'.format(**result)
+  baseline, learned = result['baseline'], result['learned']
+  heads = f'{"baseline":>16}{"learned":>16}{"ratio":>9}' if learned else ''
+  lines = [title, '', f'{"":18}{heads}'.rstrip()]
+  for key in ('params', 'macs', 'reference_params', 'reference_macs'):
+    line = f'{key.replace("_", " "):18}{baseline[key]:>16,}'
+    if learned:
+      ratio = baseline[key] / max(learned[key], 1)
+      line += f'{learned[key]:>16,}{ratio:>8.1f}x'
+    lines.append(line)
+  if learned:
+    gates = result['gates']
+    lines.append(f'{"gates":18}{gates["total"]:>16,}{gates["kept"]:>16,}')
+  lines.append('')
+  for name, value in result['top1'].items():
+    if value is not None:
+      lines.append(f'{"top-1 " + name:18}{percent(value):>16}')
+  lines.append(f'{"test top-1":18}{percent(result["test_top1"]):>16}')
+  lines.append(f'{"test top-5":18}{percent(result["test_top5"]):>16}')
+  difference = result['compact_max_abs_diff']
+  if difference is not None:
+    lines += ['', f'cut against hard-gated logits: differ by {difference:.1e}']
+  return '\n'.join(lines)
+
+
+def percent(value: float | None) -> str:
+  """A share as a percentage; a figure that was not measured is a dash."""
+  return '-' if value is None else f'{value:.2%}'

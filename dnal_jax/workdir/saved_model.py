@@ -1,0 +1,28 @@
+"""Loading the network that a run has left."""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from dnal_jax import errors, models, trees
+from dnal_jax.workdir import architecture, weights
+
+
+def load(workdir: str | os.PathLike) -> tuple[models.Network, dict[str, Any]]:
+  """(net, variables) of a finished run; needs no training code.
+
+  `net.apply(variables, images)` gives logits [B, classes] float32 for images
+  [B, H, W, C] float32, normalised with the config's data.mean and data.std.
+
+  Raises:
+    UserError: a file is missing, damaged, or does not fit the others.
+  """
+  workdir = pathlib.Path(workdir)
+  if not workdir.is_dir():
+    raise errors.UserError(f"'{workdir}' is not a directory")
+  net, image_shape = architecture.read(workdir / 'architecture.json')
+  want = architecture.form(net, image_shape).arrays
+  arrays = weights.read(workdir, want)
+  return net, trees.unflatten(jax.tree.map(jax.numpy.asarray, arrays))
