@@ -32,7 +32,7 @@ from dnal_jax.training.stages import Stage
 RATE = LearningRate(0.01)
 WEIGHTS = {'weights': ParamGroup('params/.*', RATE, weight_decay=1e-4)}
 WARMUP = Stage('warmup', 1000, WEIGHTS)
-FINETUNE = Stage('finetune', 1000, WEIGHTS, prune_below=0.9)
+FINETUNE = Stage('finetune', 1000, WEIGHTS, gate_threshold=0.9)
 SEARCH = Stage(
   'search',
   10,
@@ -51,16 +51,16 @@ class Masked(Stage):
 
   keep: tuple = ()  # of (gate, open ids)
 
-  def gates(self, logits, epoch):
+  def gates(self, gate_logits, epoch):
     del epoch
     closed = dict(self.keep)
     values = {
       path: np.isin(np.arange(len(g)), closed[path]).astype(np.float32)
-      for path, g in channel_gates.by_path(logits).items()
+      for path, g in channel_gates.by_path(gate_logits).items()
     }
     paths, tree = jax.tree.flatten(
       jax.tree_util.tree_map_with_path(
-        lambda path, _: '/'.join(k.key for k in path[:-1]), logits
+        lambda path, _: '/'.join(k.key for k in path[:-1]), gate_logits
       )
     )
     return jax.tree.unflatten(tree, [jnp.asarray(values[p]) for p in paths])
@@ -98,9 +98,9 @@ def begin(net, stage, shape):
   """The state at the start of a stage."""
   params, batch_stats = initial(net, shape)
   gates = walk.graph_of(net, shape).shapes.get('gates', {})
-  logits = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), gates)
+  gate_logits = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), gates)
   return jax.jit(partial(train_state.create_train_state, stage))(
-    params, logits, batch_stats
+    params, gate_logits, batch_stats
   )
 
 
@@ -229,19 +229,19 @@ def _check(net, stage, params, batch_stats, images, labels, theirs, dtype):
   import torch_networks
 
   gates = walk.graph_of(net, images.shape[1:]).shapes.get('gates', {})
-  logits = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), gates)
+  gate_logits = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), gates)
   values = (
-    channel_gates.soft(logits, torch_networks.DELTA)
+    channel_gates.soft(gate_logits, torch_networks.DELTA)
     if stage.delta_end is not None
-    else channel_gates.open_gates(logits)
+    else channel_gates.open_gates(gate_logits)
   )
   variables = {'params': params, 'batch_stats': batch_stats, 'gates': values}
 
   def loss(variables, images, labels):
-    scores, _ = net.apply(
+    logits, _ = net.apply(
       variables, images, train=True, mutable=['batch_stats']
     )
-    return losses.cross_entropy(scores, labels).mean()
+    return losses.cross_entropy(logits, labels).mean()
 
   mine = float(jax.jit(loss)(variables, images, labels))
   tolerance = 5e-2 if dtype == 'bfloat16' else 5e-3

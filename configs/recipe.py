@@ -23,10 +23,10 @@ def new(network: str, data: Mapping[str, Any]) -> ConfigDict:
       'data': data,
       'tensorboard': True,
       'checkpoint_steps': placeholder(int),  # none: after each epoch only
-      'rollbacks': 0,  # times to go back, at half the rates, at NaN or infinity
+      'max_nan_restarts': 0,  # times to go back, at half the rates, at NaN or infinity
       'profile': placeholder(int),  # none; steps of each stage to trace
       'compute_dtype': 'float32',  # or 'bfloat16'; parameters stay float32
-      'accumulate': 1,  # parts of a batch, where the whole does not fit
+      'grad_accum_steps': 1,  # parts of a batch, where the whole does not fit
       'label_smoothing': 0.0,
       'ema': 0.0,  # decay of an average of the weights, which is handed on
       'nesterov': False,
@@ -84,8 +84,8 @@ def stages(
       },
       'finetune': {
         **trained(*finetune),
-        'prune_below': 0.9,
-        'prune_multiple': 1,  # 8, say: widths are rounded up to multiples of 8
+        'gate_threshold': 0.9,
+        'channel_multiple': 1,  # 8, say: widths are rounded up to multiples of 8
       },
       'baseline': trained(*baseline),
     }

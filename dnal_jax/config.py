@@ -41,9 +41,11 @@ class RunConfig:
   stages: tuple[stages.Stage, ...]
   tensorboard: bool = True  # events for TensorBoard, where clu is installed
   compute_dtype: Literal['float32', 'bfloat16'] = 'float32'  # in training
-  accumulate: int = 1  # parts of a batch that are worked off one by one
+  grad_accum_steps: int = 1  # parts of a batch that are worked off one by one
   checkpoint_steps: int | None = None  # besides after every epoch
-  rollbacks: int = 0  # times to go back and halve rates, not to stop, at NaN
+  max_nan_restarts: int = (
+    0  # times to go back and halve rates, not to stop, at NaN
+  )
   profile: int | None = None  # steps of each stage to trace
 
   @property
@@ -128,14 +130,16 @@ def _check(settings: RunConfig) -> None:
     ('data.classes', images.classes),
     ('data.train_limit', images.train_limit),
     ('network.width', settings.network.width),
-    ('accumulate', settings.accumulate),
+    ('grad_accum_steps', settings.grad_accum_steps),
     ('checkpoint_steps', settings.checkpoint_steps),
     ('profile', settings.profile),
   ):
     if value is not None and value <= 0:
       raise errors.UserError(f'{key} is {value}; it must be positive')
-  if settings.rollbacks < 0:
-    raise errors.UserError(f'rollbacks is {settings.rollbacks}; it must be 0+')
+  if settings.max_nan_restarts < 0:
+    raise errors.UserError(
+      f'max_nan_restarts is {settings.max_nan_restarts}; it must be 0+'
+    )
   for key, value, most in (
     ('network.width', settings.network.width, limits.WIDTH),
     ('data.classes', settings.classes, limits.CLASSES),
@@ -144,10 +148,10 @@ def _check(settings: RunConfig) -> None:
   ):
     if value > most:
       raise errors.UserError(f'{key} is {value}; it must be {most} at most')
-  if settings.batch_size % settings.accumulate:
+  if settings.batch_size % settings.grad_accum_steps:
     raise errors.UserError(
-      f'batch_size is {settings.batch_size}, which accumulate,'
-      f' {settings.accumulate}, does not divide; make it a multiple'
+      f'batch_size is {settings.batch_size}, which grad_accum_steps,'
+      f' {settings.grad_accum_steps}, does not divide; make it a multiple'
     )
   _check_images(images)
   if not 0 <= settings.seed < 2**32:

@@ -205,7 +205,7 @@ def body(argv: Sequence[str]) -> None:
   # Seconds of compiling are to be those of compiling.
   jax.config.update('jax_enable_compilation_cache', False)
   parsed, n = parse_config(config), len(devices)
-  unit = n * parsed.accumulate
+  unit = n * parsed.grad_accum_steps
   net, batch = parsed.build(), parsed.batch_size
   if _ARCHITECTURE.value:
     path = pathlib.Path(_ARCHITECTURE.value)
@@ -226,7 +226,7 @@ def body(argv: Sequence[str]) -> None:
     mesh.check_divisible('eval_batch_size', parsed.eval_batch_size)
     if not _LARGEST.value:
       key = 'batch_size' if _BATCH.value is None else '--batch'
-      mesh.check_divisible(key, batch, parsed.accumulate)
+      mesh.check_divisible(key, batch, parsed.grad_accum_steps)
     _say(f'{parsed.network.name} on {n} chips ({topology})')
     if _LARGEST.value:
       report |= _largest(partial(_stages, rehearsed, n=n), batch, unit, images)

@@ -59,7 +59,9 @@ def run(
     stopping.StopSignal() as stop,
     jax.set_mesh(mesh.make_mesh()),
   ):
-    mesh.check_divisible('batch_size', settings.batch_size, settings.accumulate)
+    mesh.check_divisible(
+      'batch_size', settings.batch_size, settings.grad_accum_steps
+    )
     mesh.check_divisible('eval_batch_size', settings.eval_batch_size)
     source = sources.open_source(  # before anything is written
       settings.data,
@@ -112,7 +114,7 @@ class _Run:
   def _go_back(self, error: errors.NotFinite) -> None:
     """To the last checkpoint, at half the rates; raises if it may no more."""
     before = self.position
-    if before.rollbacks == self.settings.rollbacks:
+    if before.rollbacks == self.settings.max_nan_restarts:
       raise error
     self._resume_or_start()
     factor = self.position.slower_than(before)
@@ -154,12 +156,12 @@ class _Run:
     self._at(position)
     return loop.state_shapes(self.stage, self.network.graph.shapes)
 
-  def _begin(self, params, logits, batch_stats) -> None:
+  def _begin(self, params, gate_logits, batch_stats) -> None:
     """A new state for the stage, and its entry in the result."""
     begin = mesh.jit_replicated(
       partial(train_state.create_train_state, self.stage)
     )
-    self.state = begin(params, logits, batch_stats)
+    self.state = begin(params, gate_logits, batch_stats)
     epochs = self.stage.epochs
     steps = epochs * self.steps_per_epoch
     self.position.begin_stage(self.stage.name, epochs, steps)
@@ -167,7 +169,7 @@ class _Run:
   def _enter_next_stage(self) -> None:
     """Cuts if the stage says so; new momenta, step 0."""
     params, batch_stats = self.state.result
-    parts = params, self.state.logits, batch_stats
+    parts = params, self.state.gate_logits, batch_stats
     cut = prune.next_cut(self.settings.stages, self.position.stage)
     if cut and cut.stages_ahead == 1:
       parts = self._prune(cut)
@@ -192,7 +194,7 @@ class _Run:
       self.source,
       dtype=self.settings.compute_dtype,
       first_step=done - done_of_stage,
-      accumulate=self.settings.accumulate,
+      grad_accum_steps=self.settings.grad_accum_steps,
     )
     bar = progress_bar.ProgressBar(
       self.stage.epochs * self.steps_per_epoch,
@@ -219,7 +221,7 @@ class _Run:
     bar.begin(f'{self.stage.name} {position.epoch + 1}/{self.stage.epochs}')
     self._steps(stage, inputs, bar)
     evaluation = time.perf_counter()
-    gates, census = stage.gates(self.state.logits, position.epoch)
+    gates, census = stage.gates(self.state.gate_logits, position.epoch)
     sums = position.end_epoch()
     row = metrics_file.epoch_row(
       self.stage,
@@ -240,7 +242,7 @@ class _Run:
     bar.tell(metrics_file.epoch_line(row))
     cut = prune.next_cut(self.settings.stages, position.stage)
     if searches and cut and 2 * position.epoch >= self.stage.epochs:
-      bar.tell(prune.pruning_warning(self.network, self.state.logits, cut))
+      bar.tell(prune.pruning_warning(self.network, self.state.gate_logits, cut))
 
   def _steps(
     self,
@@ -279,12 +281,12 @@ class _Run:
   # The cut and the end.
 
   def _prune(self, cut: prune.Cut) -> tuple[Any, Any, Any]:
-    """Params, logits, statistics of the cut network, then `self.network`."""
+    """Params, gate_logits, statistics of the cut network, then `self.network`."""
     params, batch_stats = self.state.result
     result = prune.prune(
       self.network,
       params,
-      self.state.logits,
+      self.state.gate_logits,
       batch_stats,
       cut,
       evaluator=self.evaluate,
@@ -300,7 +302,7 @@ class _Run:
   def _finish(self) -> dict[str, Any]:
     """The last evaluation, the only one on test; the model and the result."""
     delta = self.stage.hyperparams(max(self.stage.epochs - 1, 0)).delta
-    gates = channel_gates.gate_values(self.state.logits, delta)
+    gates = channel_gates.gate_values(self.state.gate_logits, delta)
     variables = self._variables(gates)
     final = self.evaluate(self.network.net, variables, 'validation')
     test = self.evaluate(self.network.net, variables, 'test')

@@ -47,7 +47,7 @@ def config(network):
     config.stages[stage].train.weights.lr.base = rate
   config.stages.search.delta_end = 2.0
   config.stages.search.train.gates.lr.base = 0.1
-  config.stages.finetune.prune_below = 0.5
+  config.stages.finetune.gate_threshold = 0.5
   return config.to_dict()
 
 
@@ -81,13 +81,13 @@ def main():
     assert self._steps._cache_size() == 1  # compiled once, for all epochs
     return done
 
-  def prune(network, params, logits, batch_stats, cut, **kwargs):
+  def prune(network, params, gate_logits, batch_stats, cut, **kwargs):
     if not threshold:
       threshold.append(
-        widest_gap(channel_gates.soft(logits, cut.search.delta_end))
+        widest_gap(channel_gates.soft(gate_logits, cut.search.delta_end))
       )
     cut = cut._replace(threshold=threshold[0])
-    return pruned(network, params, logits, batch_stats, cut, **kwargs)
+    return pruned(network, params, gate_logits, batch_stats, cut, **kwargs)
 
   pruned, prune.prune = prune.prune, prune
   run_state.RunState.add = recorded

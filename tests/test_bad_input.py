@@ -61,7 +61,7 @@ def test_loss_that_is_not_a_number(tmp_path):
 def test_going_back_to_a_checkpoint_with_half_the_rates(tmp_path):
   workdir = tmp_path / 'run'
   flags = (
-    *(*SHORT, '--config.rollbacks=30', '--config.checkpoint_steps=5'),
+    *(*SHORT, '--config.max_nan_restarts=30', '--config.checkpoint_steps=5'),
     '--config.stages.finetune.train.weights.lr.base=100.0',
   )
   printed = succeed(workdir, *flags)

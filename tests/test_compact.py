@@ -1,4 +1,4 @@
-"""A cut network is the hard-gated network: same logits, same training.
+"""A cut network is the hard-gated network: same gate_logits, same training.
 
 In float64, so that rounding neither hides nor feigns a difference, on all seven
 networks in full depth (narrower, on small images).
@@ -86,13 +86,13 @@ def patterns(gates, rng):
   return keeps
 
 
-def measured(variables, logits, images, labels, *, net, stage):
-  """Logits in eval mode; the loss of a train step; after it, logits in train
+def measured(variables, gate_logits, images, labels, *, net, stage):
+  """Logits in eval mode; the loss of a train step; after it, gate_logits in train
   mode, which every weight, statistic and gradient has a part in.
 
   The supernet is compared without that step, whose gradient alone compiles
   for minutes."""
-  gates = channel_gates.gate_values(logits, stage.hyperparams(0).delta)
+  gates = channel_gates.gate_values(gate_logits, stage.hyperparams(0).delta)
   params, stats = variables['params'], variables['batch_stats']
   evaluated = net.apply(
     {'params': params, 'batch_stats': stats, 'gates': gates}, images
@@ -105,7 +105,7 @@ def measured(variables, logits, images, labels, *, net, stage):
       mutable=['batch_stats'],
     )
     return {'eval': evaluated, 'train': trained}
-  state = create_train_state(stage, params, logits, stats)
+  state = create_train_state(stage, params, gate_logits, stats)
   state, metrics = train_step(
     state,
     Batch(images, labels, jnp.ones(BATCH)),
@@ -148,11 +148,11 @@ def test_cut_network_is_the_gated_network(name, monkeypatch):
     small = surgery.with_keep(net, keep)
     after = walk.graph_of(small, shape)
     cut = surgery.cut(variables, graph, after)
-    logits = jax.tree.map(
+    gate_logits = jax.tree.map(
       lambda a: np.zeros(a.shape), after.shapes.get('gates', {})
     )
     ours = jax.jit(partial(measured, net=small, stage=OPEN), **FAST_COMPILE)
-    got = ours(cut, logits, images, labels)
+    got = ours(cut, gate_logits, images, labels)
     assert not after.cut_off_by or pattern == 'one site empty'
     for key, value in want.items():
       worst = float(abs(got[key] - value).max())

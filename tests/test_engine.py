@@ -34,13 +34,13 @@ def trained(source):
   """Returns (state, metrics, what was told) of an epoch, by target seconds."""
   net = models.get('vgg7_digits').build(classes=10, width=0.25)
   variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-  logits = jax.tree.map(jnp.zeros_like, variables['gates'])
+  gate_logits = jax.tree.map(jnp.zeros_like, variables['gates'])
   stage = loop.CompiledStage(net, WARMUP, source, dtype='float32', first_step=0)
 
   def train(monkeypatch, seconds):
     monkeypatch.setattr(loop, '_SECONDS', seconds)
     state = jax.jit(partial(train_state.create_train_state, WARMUP))(
-      variables['params'], logits, variables['batch_stats']
+      variables['params'], gate_logits, variables['batch_stats']
     )
     told = []
     state, metrics = stage.train(
@@ -72,7 +72,7 @@ def test_evaluation_in_one_call_counts_every_image_once(
 ):
   """297 images in batches of 100, beside one pass over all of them."""
   net, state, *_ = trained(monkeypatch, 1000.0)
-  gates = jax.tree.map(jnp.ones_like, state.logits)
+  gates = jax.tree.map(jnp.ones_like, state.gate_logits)
   variables = {
     'params': state.params,
     'batch_stats': state.batch_stats,

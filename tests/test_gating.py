@@ -38,9 +38,9 @@ def test_delta_of_each_search_epoch():
 @pytest.mark.parametrize('epoch', [0, 4, 9])
 def test_stage_gates_use_that_delta(epoch):
   stage = Stage('search', 10, {}, delta_end=1e4)
-  logits = {'g': jnp.array([-1e-3, 0.0, 2e-3], jnp.float32)}
+  gate_logits = {'g': jnp.array([-1e-3, 0.0, 2e-3], jnp.float32)}
   got = jax.jit(channel_gates.gate_values)(
-    logits, stage.hyperparams(epoch).delta
+    gate_logits, stage.hyperparams(epoch).delta
   )['g']
   delta = 10 ** (4 * (epoch + 1) / 10)
   want = [1 / (1 + math.exp(-delta * s)) for s in (-1e-3, 0.0, 2e-3)]
@@ -82,8 +82,14 @@ def test_penalty_and_its_gradient():
 def test_hard_threshold_is_on_the_gate_not_the_logit():
   """sigmoid(1e4 * s) > 0.9 means s > log(9) / 1e4."""
   edge = math.log(9) / 1e4
-  logits = {'g': np.array([-1.0, 0.0, 0.999 * edge, 1.001 * edge, 1.0])}
-  assert channel_gates.hard(logits, 1e4, 0.9)['g'].tolist() == [0, 0, 0, 1, 1]
+  gate_logits = {'g': np.array([-1.0, 0.0, 0.999 * edge, 1.001 * edge, 1.0])}
+  assert channel_gates.hard(gate_logits, 1e4, 0.9)['g'].tolist() == [
+    0,
+    0,
+    0,
+    1,
+    1,
+  ]
 
 
 @pytest.mark.parametrize(
@@ -98,9 +104,9 @@ def test_hard_threshold_is_on_the_gate_not_the_logit():
   ],
 )
 def test_widths_are_rounded_up_with_the_best_closed_channels(
-  logits, multiple, want
+  gate_logits, multiple, want
 ):
-  tree = {'g': np.array(logits)}
+  tree = {'g': np.array(gate_logits)}
   assert channel_gates.hard(tree, 1e4, 0.9, multiple)['g'].tolist() == want
 
 

@@ -60,9 +60,9 @@ def test_subsample_shifts_ids():
 
 
 def test_closed_needs_every_summand_cut_off():
-  seen, cut = features((0,)), features((1,), closed=('a',))
+  seen, cut = features((0,)), features((1,), cut_off_by=('a',))
   assert nn.add(cut, seen).closed == ()
-  both = nn.add(cut, features((1,), closed=('b', 'a')))
+  both = nn.add(cut, features((1,), cut_off_by=('b', 'a')))
   assert both.closed == ('a', 'b')
 
 
@@ -96,15 +96,15 @@ def test_layer_without_outputs_has_no_variables():
   m = features((0, 1, 2))
   out, variables = OneConv(()).init_with_output(jax.random.key(0), m)
   assert not variables
-  assert out.closed == ('gate',)
+  assert out.cut_off_by == ('gate',)
   assert out.x.shape == (2, 3, 3, 0)
 
 
 def test_layer_without_inputs_is_the_constant_it_was():
-  empty = features((), closed=('other',))
+  empty = features((), cut_off_by=('other',))
   out, variables = OneConv().init_with_output(jax.random.key(0), empty)
   assert set(variables['params']['conv']) == {'bias', 'bn'}
-  assert out.closed == ('other',)
+  assert out.cut_off_by == ('other',)
   np.testing.assert_array_equal(out.x, 0)  # BatchNorm's bias at init
 
 

@@ -19,8 +19,8 @@ FINETUNE = Stage(
   'finetune',
   2,
   {'w': ParamGroup('params/.*', RATE)},
-  prune_below=0.9,
-  prune_multiple=8,
+  gate_threshold=0.9,
+  channel_multiple=8,
 )
 
 
@@ -31,7 +31,7 @@ def network():
   )
 
 
-def logits(network, value):
+def gate_logits(network, value):
   return jax.tree.map(lambda a: jnp.asarray(a) + value, network.zeros())
 
 
@@ -49,16 +49,16 @@ def test_the_next_cut():
 
 def test_outlook(network):
   cut = prune.Cut(SEARCH, 0.9, 1, 1)
-  nothing = prune.pruning_warning(network, logits(network, 1.0), cut)
+  nothing = prune.pruning_warning(network, gate_logits(network, 1.0), cut)
   assert 'no channel would be cut' in nothing
   assert '0.1, may be too small' in nothing
-  everything = prune.pruning_warning(network, logits(network, -1.0), cut)
+  everything = prune.pruning_warning(network, gate_logits(network, -1.0), cut)
   assert 'every channel would be cut of gate1_1' in everything
   assert '0.1, may be too large' in everything
-  one_layer = logits(network, 1.0)
+  one_layer = gate_logits(network, 1.0)
   one_layer['gate2_1'] = jax.tree.map(jnp.negative, one_layer['gate2_1'])
   told = prune.pruning_warning(network, one_layer, cut)
   assert 'cut of gate2_1,' in told
-  some = logits(network, 1.0)
+  some = gate_logits(network, 1.0)
   some['gate2_1'] = jax.tree.map(lambda a: a.at[0].set(-1.0), some['gate2_1'])
   assert prune.pruning_warning(network, some, cut) == ''

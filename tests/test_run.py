@@ -214,7 +214,7 @@ def test_search_alone_and_cut_without_finetuning(tmp_path):
   flags = (
     *('--config.stages.search.epochs=2', '--config.stages.finetune.epochs=0'),
     "--config.order=('search','finetune')",
-    '--config.stages.finetune.prune_multiple=8',
+    '--config.stages.finetune.channel_multiple=8',
   )
   succeed(tmp_path / 'cut', *flags)
   architecture = json.loads((tmp_path / 'cut/architecture.json').read_text())

@@ -104,8 +104,8 @@ def test_optimizer_is_pytorchs_sgd_per_group():
     ({'epochs': -3}, 'epochs is -3'),
     ({'penalty': -1.0}, 'must not be negative'),
     ({'delta_end': 1.0}, 'must be above 1'),
-    ({'prune_below': 1.5}, 'between 0 and 1'),
-    ({'prune_below': 0.9, 'epochs': -1}, 'must be at least 0'),
+    ({'gate_threshold': 1.5}, 'between 0 and 1'),
+    ({'gate_threshold': 0.9, 'epochs': -1}, 'must be at least 0'),
   ],
 )
 def test_values_that_make_no_sense(change, message):
@@ -124,7 +124,7 @@ def test_cosine_that_ends_before_its_stage():
 def test_pruning_needs_a_search_before_it():
   warmup = Stage('warmup', 1, {})
   search = Stage('search', 1, {}, delta_end=1e4)
-  finetune = Stage('finetune', 0, {}, prune_below=0.9)
+  finetune = Stage('finetune', 0, {}, gate_threshold=0.9)
   stages.validate((warmup, search, finetune))
   stages.validate((warmup, search, finetune, search, finetune))
   for order in ((finetune,), (warmup, search, finetune, finetune)):

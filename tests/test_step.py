@@ -32,7 +32,7 @@ SEARCH = Stage(
   penalty=1e-3,
 )
 FINETUNE = Stage(
-  'finetune', 2, {'w': ParamGroup('params/.*', RATE)}, prune_below=0.9
+  'finetune', 2, {'w': ParamGroup('params/.*', RATE)}, gate_threshold=0.9
 )
 TRAINS = {
   'warmup': 'params/',
@@ -52,9 +52,9 @@ def setting(name='vgg7_digits', side=8):
 
 
 def start(stage, variables):
-  logits = jax.tree.map(jnp.zeros_like, variables['gates'])
+  gate_logits = jax.tree.map(jnp.zeros_like, variables['gates'])
   return create_train_state(
-    stage, variables['params'], logits, variables['batch_stats']
+    stage, variables['params'], gate_logits, variables['batch_stats']
   )
 
 
@@ -78,7 +78,7 @@ def test_frozen_leaves_do_not_move_by_a_bit(stage, name):
   state = start(stage, variables)
   after, _ = jax.jit(step_of(net, stage))(state, batch)
   leaves = [
-    trees.flatten({'params': s.params, 'gates': s.logits})
+    trees.flatten({'params': s.params, 'gates': s.gate_logits})
     for s in (state, after)
   ]
   for path, before in leaves[0].items():
@@ -148,7 +148,7 @@ def test_penalty_pulls_logits_down_by_its_gradient():
     stage = Stage('s', 2, SEARCH.train, delta_end=100.0, penalty=penalty)
     step = jax.jit(step_of(net, stage))
     state, metrics = step(start(stage, variables), batch)
-    moved.append(state.logits)
+    moved.append(state.gate_logits)
     assert float(metrics['gate_sum']) == 448 / 2
   difference = jax.tree.map(lambda a, b: a - b, moved[1], moved[0])
   for leaf in jax.tree.leaves(difference):
@@ -158,11 +158,11 @@ def test_penalty_pulls_logits_down_by_its_gradient():
 def test_eval_step_ignores_padding():
   net, batch, variables = setting()
   evaluate = jax.jit(partial(eval_step, net=net))
-  whole, scores = evaluate(variables, batch)
+  whole, logits = evaluate(variables, batch)
   weight = np.ones(16, np.float32)
   weight[10:] = 0
   part, _ = evaluate(variables, batch._replace(weight=weight))
-  best = np.argsort(-np.asarray(scores), -1)
+  best = np.argsort(-np.asarray(logits), -1)
   label = batch.label[:, None]
   assert float(whole['images']) == 16
   assert float(part['images']) == 10
@@ -172,11 +172,11 @@ def test_eval_step_ignores_padding():
 
 def test_label_smoothing_by_hand():
   """-sum over classes of target * log p, the target 0.9 + 0.1/4 and 0.1/4."""
-  scores = np.array([[2.0, 0.0, -1.0, 0.5]])
-  p = np.exp(scores[0]) / np.exp(scores[0]).sum()
+  logits = np.array([[2.0, 0.0, -1.0, 0.5]])
+  p = np.exp(logits[0]) / np.exp(logits[0]).sum()
   target = np.full(4, 0.1 / 4)
   target[2] += 0.9
-  got = cross_entropy(scores, np.array([2]), 0.1)
+  got = cross_entropy(logits, np.array([2]), 0.1)
   assert float(got[0]) == pytest.approx(-(target * np.log(p)).sum(), rel=1e-6)
 
 
@@ -255,9 +255,9 @@ def test_every_layer_computes_in_the_dtype_of_the_images(name, train):
     jax.eval_shape(
       partial(net.apply, train=train, mutable=['batch_stats']), variables, image
     )
-  *inside, logits = outs
+  *inside, gate_logits = outs
   assert set(inside) == {jnp.dtype('bfloat16')}
-  assert logits == jnp.float32
+  assert gate_logits == jnp.float32
 
 
 def _record_dtype(outs, call, args, kwargs, context):
@@ -267,7 +267,7 @@ def _record_dtype(outs, call, args, kwargs, context):
   return out
 
 
-# Loss, sum of hits, penalty; then sums over all parameters, logits and running
+# Loss, sum of hits, penalty; then sums over all parameters, gate_logits and running
 # variances after one step. Update these if the method, the initialisation or
 # the data flow is meant to change, and say so in the commit; if they change by
 # themselves, the arithmetic has.
@@ -290,7 +290,7 @@ def test_golden_step(stage):
     int(metrics['correct']),
     float(metrics['gate_sum']),
     total(state.params),
-    total(state.logits),
+    total(state.gate_logits),
     total(state.batch_stats),
   )
   np.testing.assert_allclose(got, GOLDEN[stage.name], rtol=1e-4)
@@ -304,7 +304,7 @@ def test_parts_of_equal_rows_give_the_step_of_the_whole(stage):
   state = start(stage, variables)
   step = step_of(net, stage)
   whole, parts = (
-    jax.jit(partial(step, accumulate=n))(state, batch) for n in (1, 4)
+    jax.jit(partial(step, grad_accum_steps=n))(state, batch) for n in (1, 4)
   )
   jax.tree.map(
     partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), whole, parts
@@ -316,7 +316,7 @@ def test_gradients_of_parts_are_averaged():
   net, batch, variables = setting()
   state = start(WARMUP, variables)
   step = step_of(net, WARMUP)
-  after, metrics = jax.jit(partial(step, accumulate=2))(state, batch)
+  after, metrics = jax.jit(partial(step, grad_accum_steps=2))(state, batch)
   alone = [
     jax.jit(step)(state, Batch(*(a[i::2] for a in batch))) for i in range(2)
   ]
@@ -339,7 +339,7 @@ def test_parts_take_less_memory():
   state = start(WARMUP, variables)
   step = step_of(net, WARMUP)
   whole, parts = (
-    jax.jit(partial(step, accumulate=n)).lower(state, batch).compile()
+    jax.jit(partial(step, grad_accum_steps=n)).lower(state, batch).compile()
     for n in (1, 8)
   )
   sizes = [c.memory_analysis().temp_size_in_bytes for c in (whole, parts)]

@@ -30,7 +30,9 @@ class LayerSpec:
   positions: int  # output pixels of one image
   bias: bool
   norm: bool
-  closed: tuple[str, ...]  # gates that keep the image from reaching the input
+  cut_off_by: tuple[
+    str, ...
+  ]  # gates that keep the image from reaching the input
 
   @property
   def macs(self) -> int:
@@ -50,7 +52,7 @@ class Graph:
   @property
   def cut_off_by(self) -> tuple[str, ...]:
     """Gates that together keep the image from the classifier; () if none."""
-    return self.sites['head/logits'].closed
+    return self.sites['head/logits'].cut_off_by
 
 
 def graph_of(net: Any, image_shape: tuple[int, int, int]) -> Graph:
@@ -106,5 +108,5 @@ def _layer_spec(layer, m: nn.Features, out: nn.Features) -> LayerSpec:
     positions=out.x.shape[1] * out.x.shape[2] if is_conv else 1,
     bias=layer.bias if is_conv else True,
     norm=is_conv,
-    closed=m.closed,
+    cut_off_by=m.cut_off_by,
   )

@@ -45,7 +45,7 @@ class Features:
   # Paths of the gates that wrote x last; after `add`, of all its branches.
   gates: tuple[str, ...] = ()
   # Gates without any channel that keep the image from reaching x.
-  closed: tuple[str, ...] = ()
+  cut_off_by: tuple[str, ...] = ()
   # What x is, where it comes straight from a BatchNorm.
   normalised: batch_norm.Scalable | None = None
 
@@ -125,9 +125,9 @@ def add(*branches: Features, shortcut: Features | None = None) -> Features:
   ids = tuple(sorted(set().union(*(m.ids for m in maps))))
   x = sum(select(m, ids).x for m in maps if m.ids or not ids)
   gates = tuple(gate for m in branches for gate in m.gates)
-  seen = any(not m.closed for m in maps)
+  seen = any(not m.cut_off_by for m in maps)
   closed = (
-    () if seen else tuple(dict.fromkeys(c for m in maps for c in m.closed))
+    () if seen else tuple(dict.fromkeys(c for m in maps for c in m.cut_off_by))
   )
   return Features(jnp.asarray(x), ids, gates, closed)
 

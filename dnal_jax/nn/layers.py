@@ -43,7 +43,7 @@ class ConvBn(linen.Module):
     x = jnp.zeros(out_shape, m.x.dtype)
     gates = () if self.width.gate is None else (self.width.gate,)
     if not n:
-      return Features(x, (), gates, m.closed)
+      return Features(x, (), gates, m.cut_off_by)
     if c:
       shape = (self.kernel, self.kernel, 1 if self.depthwise else c, n)
       kernel = self.param('kernel', _he_fan_out, shape, jnp.float32)
@@ -57,7 +57,7 @@ class ConvBn(linen.Module):
       bias = self.param('bias', linen.initializers.zeros, (n,), jnp.float32)
       x = x + bias.astype(x.dtype)
     y = batch_norm.BatchNorm(self.epsilon, self.train, name='bn')(x)
-    return Features(y.x, self.width.ids, gates, m.closed, y)
+    return Features(y.x, self.width.ids, gates, m.cut_off_by, y)
 
 
 class Gate(linen.Module):
@@ -77,7 +77,7 @@ class Gate(linen.Module):
         f" layer the width gated(self, '{self.name}', ...)"
       )
     if not m.ids:
-      return dataclasses.replace(m, closed=(*m.closed, path))
+      return dataclasses.replace(m, cut_off_by=(*m.cut_off_by, path))
     g = self.variable('gates', 'g', jnp.ones, (len(m.ids),), jnp.float32)
     if m.normalised:
       x = m.normalised.times(g.value)
@@ -104,7 +104,7 @@ class Dense(linen.Module):
       'bias', linen.initializers.zeros, (self.features,), jnp.float32
     )
     x = x + bias.astype(x.dtype)
-    return Features(x, tuple(range(self.features)), closed=m.closed)
+    return Features(x, tuple(range(self.features)), cut_off_by=m.cut_off_by)
 
 
 class Head(linen.Module):

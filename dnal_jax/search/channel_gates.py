@@ -1,6 +1,6 @@
 """The paper's mathematics: what a gate is, costs and decides.
 
-A gate logit s is one number per channel; trees of logits and of gate values
+A gate logit s is one number per channel; trees of gate_logits and of gate values
 have the network's `gates` collection as their structure: trees in, trees out.
 
   open     g = 1                       while the weights warm up
@@ -21,27 +21,27 @@ from dnal_jax import nn
 Tree = Any
 
 
-def open_gates(logits: Tree) -> Tree:
+def open_gates(gate_logits: Tree) -> Tree:
   """g = 1: the network without gates."""
-  return jax.tree.map(jnp.ones_like, logits)
+  return jax.tree.map(jnp.ones_like, gate_logits)
 
 
-def soft(logits: Tree, delta: jax.typing.ArrayLike) -> Tree:
+def soft(gate_logits: Tree, delta: jax.typing.ArrayLike) -> Tree:
   """g = sigmoid(delta * s), a step function as delta grows."""
-  return jax.tree.map(lambda s: jax.nn.sigmoid(delta * s), logits)
+  return jax.tree.map(lambda s: jax.nn.sigmoid(delta * s), gate_logits)
 
 
-def gate_values(logits: Tree, delta: jax.typing.ArrayLike | None) -> Tree:
+def gate_values(gate_logits: Tree, delta: jax.typing.ArrayLike | None) -> Tree:
   """The gates at a delta, or open ones where there is none."""
-  return open_gates(logits) if delta is None else soft(logits, delta)
+  return open_gates(gate_logits) if delta is None else soft(gate_logits, delta)
 
 
 def hard(
-  logits: Tree, delta_end: float, threshold: float, multiple: int = 1
+  gate_logits: Tree, delta_end: float, threshold: float, multiple: int = 1
 ) -> Tree:
   """g = 1 where the soft gate at `delta_end` is above `threshold`, else 0.
 
-  With a multiple, where any gate of a layer is open, the largest logits of
+  With a multiple, where any gate of a layer is open, the largest gate_logits of
   the closed ones open too, until the number of open ones divides by it or all
   are (ours: odd widths can be slower than wider ones).
   """
@@ -52,7 +52,7 @@ def hard(
     rank = jnp.argsort(jnp.argsort(-s))  # 0 for the largest, ties in order
     return (rank < wanted).astype(g.dtype)
 
-  return jax.tree.map(layer, logits, soft(logits, delta_end))
+  return jax.tree.map(layer, gate_logits, soft(gate_logits, delta_end))
 
 
 def delta_schedule(epoch: int, epochs: int, delta_end: float) -> float:
@@ -63,14 +63,15 @@ def delta_schedule(epoch: int, epochs: int, delta_end: float) -> float:
   return delta_end ** ((epoch + 1) / epochs)
 
 
-def penalty(logits: Tree) -> jax.Array:
+def penalty(gate_logits: Tree) -> jax.Array:
   """Sum over all gates of sigmoid(s): an L1 norm of the gates at delta = 1.
 
   Unnormalised, without delta and without cost weights, as in the authors'
   code. Multiplied by lambda it is added to the loss.
   """
   return sum(
-    (jax.nn.sigmoid(s).sum() for s in jax.tree.leaves(logits)), jnp.zeros(())
+    (jax.nn.sigmoid(s).sum() for s in jax.tree.leaves(gate_logits)),
+    jnp.zeros(()),
   )
 
 

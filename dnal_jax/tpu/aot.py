@@ -63,7 +63,7 @@ class AotCompiler:
         inputs,
         dtype=self._settings.compute_dtype,
         first_step=0,  # wherever: it is an argument
-        accumulate=self._settings.accumulate,
+        grad_accum_steps=self._settings.grad_accum_steps,
       )
       state = loop.state_shapes(stage, self._graph.shapes)
       lowered = program.lower(state, inputs.train_shapes())

@@ -39,8 +39,8 @@ class Evaluator:
 
   def _one(self, net: Any, variables, inputs, index):
     batch = mesh.batch_sharded(self.source.eval_batch(inputs, index))
-    sums, scores = step.eval_step(variables, batch, net=net)
-    return mesh.replicated((sums, scores, batch.weight))
+    sums, logits = step.eval_step(variables, batch, net=net)
+    return mesh.replicated((sums, logits, batch.weight))
 
   def _several(self, net: Any, variables, inputs, batches):
     """Sums over so many batches, in one loop on the device."""

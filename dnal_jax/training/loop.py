@@ -44,7 +44,7 @@ class CompiledStage:
     *,
     dtype: str,  # in which the network computes
     first_step: int,  # of the stage, in the run
-    accumulate: int = 1,  # parts of a batch, one after the other
+    grad_accum_steps: int = 1,  # parts of a batch, one after the other
   ):
     """Every batch is a function of the seed and the run's step alone, so the
     state is all that a checkpoint must hold."""
@@ -61,12 +61,12 @@ class CompiledStage:
         net=net,
         stage=stage,
         steps_per_epoch=source.steps_per_epoch,
-        accumulate=accumulate,
+        grad_accum_steps=grad_accum_steps,
       )
       return mesh.replicated(done)
 
-    def gates(logits, delta):
-      values = mesh.replicated(channel_gates.gate_values(logits, delta))
+    def gates(gate_logits, delta):
+      values = mesh.replicated(channel_gates.gate_values(gate_logits, delta))
       return values, channel_gates.count_by_state(values)
 
     self._stage, self._first_step = stage, first_step
@@ -79,9 +79,9 @@ class CompiledStage:
     self._called_with: Any = None  # shapes of (state, inputs)
     self._pace = min(_LEAST, self._most)  # steps of the next call
 
-  def gates(self, logits: Any, epoch: int) -> tuple[Any, jax.Array]:
+  def gates(self, gate_logits: Any, epoch: int) -> tuple[Any, jax.Array]:
     """Gate values in an epoch of the stage, and their census [3] int32."""
-    return self._gates(logits, self._stage.hyperparams(epoch).delta)
+    return self._gates(gate_logits, self._stage.hyperparams(epoch).delta)
 
   def train(
     self,
@@ -180,7 +180,7 @@ def check_finite(
       f"{what} not finite in stage '{stage.name}', step {number}, with learning"
       f' rates {rates}; {saved}',
       'Likely: the learning rate is too large (lower'
-      f' stages.{stage.name}.train.*.lr.base, or have --config.rollbacks=2 do'
+      f' stages.{stage.name}.train.*.lr.base, or have --config.max_nan_restarts=2 do'
       ' it); compute_dtype is bfloat16 (take float32); or data.mean and'
       ' data.std are not those of the images. Start in a new --workdir',
     )

@@ -5,12 +5,12 @@ import optax
 
 
 def cross_entropy(
-  scores: jax.Array, label: jax.Array, smoothing: float = 0.0
+  logits: jax.Array, label: jax.Array, smoothing: float = 0.0
 ) -> jax.Array:
   """[B, classes], [B] -> [B] float32, in nats, with the share `smoothing` of
   the target spread evenly over all classes (1512.00567, section 7)."""
-  losses = optax.softmax_cross_entropy_with_integer_labels(scores, label)
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
   if not smoothing:
     return losses
-  evenly = -jax.nn.log_softmax(scores).mean(-1)
+  evenly = -jax.nn.log_softmax(logits).mean(-1)
   return (1 - smoothing) * losses + smoothing * evenly

@@ -63,16 +63,16 @@ def next_cut(stages: tuple[Stage, ...], here: int) -> Cut | None:
   None if there is none."""
   searches = [s for s in stages[: here + 1] if s.delta_end is not None]
   for ahead, stage in enumerate(stages[here + 1 :], 1):
-    if stage.prune_below is not None and searches:
-      multiple = stage.prune_multiple
-      return Cut(searches[-1], stage.prune_below, multiple, ahead)
+    if stage.gate_threshold is not None and searches:
+      multiple = stage.channel_multiple
+      return Cut(searches[-1], stage.gate_threshold, multiple, ahead)
   return None
 
 
-def pruning_warning(network: PrunableModel, logits: Any, cut: Cut) -> str:
+def pruning_warning(network: PrunableModel, gate_logits: Any, cut: Cut) -> str:
   """What would be wrong with the cut if the search ended now, for people; ''
   if nothing is."""
-  decided = _decide(network, logits, cut)
+  decided = _decide(network, gate_logits, cut)
   kept = sum(map(len, decided.keep.values()))
   if kept == network.kept:
     return (
@@ -91,7 +91,7 @@ def pruning_warning(network: PrunableModel, logits: Any, cut: Cut) -> str:
 def prune(
   network: PrunableModel,
   params: Any,
-  logits: Any,
+  gate_logits: Any,
   batch_stats: Any,
   cut: Cut,
   *,
@@ -108,7 +108,7 @@ def prune(
     UserError: closed gates keep the image from the classifier.
     RuntimeError: the two networks are not the same function.
   """
-  gates, keep, closed, small, small_graph = _decide(network, logits, cut)
+  gates, keep, closed, small, small_graph = _decide(network, gate_logits, cut)
   decided(keep)
   if closed:
     penalty = cut.search.penalty
@@ -136,7 +136,7 @@ class _Decided(NamedTuple):
   small_graph: walk.Graph
 
 
-def _decide(network: PrunableModel, logits: Any, cut: Cut) -> _Decided:
+def _decide(network: PrunableModel, gate_logits: Any, cut: Cut) -> _Decided:
   delta_end = cut.search.delta_end
   assert delta_end is not None
   hard = partial(
@@ -145,7 +145,7 @@ def _decide(network: PrunableModel, logits: Any, cut: Cut) -> _Decided:
     threshold=cut.threshold,
     multiple=cut.multiple,
   )
-  gates = jax.jit(hard)(logits)
+  gates = jax.jit(hard)(gate_logits)
   keep = channel_gates.kept_channels(gates, network.graph.gates, network.known)
   small = surgery.with_keep(network.full, keep)
   graph = walk.graph_of(small, network.image_shape)

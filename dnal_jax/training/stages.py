@@ -37,8 +37,8 @@ class Stage:
   train: Mapping[str, ParamGroup]  # what no group matches is frozen
   delta_end: float | None = None  # None: the gates are open
   penalty: float = 0.0  # lambda, of the sum of sigmoid(s) over all gates
-  prune_below: float | None = None  # on entry, cut channels with gates below
-  prune_multiple: int = 1  # of which the widths kept are made multiples
+  gate_threshold: float | None = None  # on entry, cut channels with gates below
+  channel_multiple: int = 1  # of which the widths kept are made multiples
   label_smoothing: float = 0.0  # share of the target spread over all classes
   ema: float = 0.0  # decay of the average of weights that the stage hands on
 
@@ -52,7 +52,7 @@ class Stage:
             f' is 0 from epoch {end:g} on; set its lr.horizon to'
             f' {self.epochs + group.lr.start:g} or more'
           )
-    cuts_only = self.prune_below is not None and self.delta_end is None
+    cuts_only = self.gate_threshold is not None and self.delta_end is None
     least = 0 if cuts_only else 1
     if self.epochs < least:
       raise ValueError(
@@ -66,13 +66,13 @@ class Stage:
         raise ValueError(f'{key} is {getattr(self, key)}; it must be in [0, 1)')
     if self.delta_end is not None and self.delta_end <= 1:
       raise ValueError(f'delta_end is {self.delta_end}; it must be above 1')
-    if self.prune_multiple < 1:
+    if self.channel_multiple < 1:
       raise ValueError(
-        f'prune_multiple is {self.prune_multiple}; it must be 1 or more'
+        f'channel_multiple is {self.channel_multiple}; it must be 1 or more'
       )
-    if self.prune_below is not None and not 0 < self.prune_below < 1:
+    if self.gate_threshold is not None and not 0 < self.gate_threshold < 1:
       raise ValueError(
-        f'prune_below is {self.prune_below}; it must be between 0 and 1'
+        f'gate_threshold is {self.gate_threshold}; it must be between 0 and 1'
       )
 
   def hyperparams(self, epoch: int) -> StepHyperparams:
@@ -143,13 +143,13 @@ def validate(stages: tuple[Stage, ...]) -> None:
   """
   searched = False
   for stage in stages:
-    if stage.prune_below is not None and not searched:
+    if stage.gate_threshold is not None and not searched:
       raise errors.UserError(
         f"stage '{stage.name}' prunes, but no stage before it searches: put a"
-        ' stage with delta_end before it, or drop its prune_below'
+        ' stage with delta_end before it, or drop its gate_threshold'
       )
     searched = stage.delta_end is not None or (
-      searched and stage.prune_below is None
+      searched and stage.gate_threshold is None
     )
 
 

@@ -31,12 +31,12 @@ def train_step(
   net: Any,
   stage: Stage,
   steps_per_epoch: int,
-  accumulate: int = 1,
+  grad_accum_steps: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of any stage: loss = cross-entropy + lambda * penalty, with the
   stage's `hyperparams` of the epoch.
 
-  With `accumulate` N the batch is worked off in N parts, one after the other,
+  With `grad_accum_steps` N the batch is worked off in N parts, one after the other,
   which takes 1/N of the memory for feature maps: gradients and the updates of
   BatchNorm's averages are means over the parts (ours). Each part is normalised
   by its own moments.
@@ -47,9 +47,9 @@ def train_step(
   (where the stage searches) the census [3] of gate values, both as the step
   found them; 'finite' is False where the loss or a gradient is NaN or infinite.
   """
-  paths = flat_leaves(state.params, state.logits)
+  paths = flat_leaves(state.params, state.gate_logits)
   tx = stage.optimizer(paths, steps_per_epoch, hyperparams.rates)
-  trained, frozen = split_trained(stage, state.params, state.logits)
+  trained, frozen = split_trained(stage, state.params, state.gate_logits)
 
   loss = partial(
     _loss,
@@ -60,10 +60,10 @@ def train_step(
     stage=stage,
   )
   gradients = partial(jax.grad(loss, has_aux=True), trained)
-  if accumulate == 1:
+  if grad_accum_steps == 1:
     grads, (batch_stats, metrics) = gradients(batch)
   else:
-    grads, batch_stats, metrics = _in_parts(gradients, batch, accumulate)
+    grads, batch_stats, metrics = _in_parts(gradients, batch, grad_accum_steps)
   # What is not finite anywhere leaves no finite sum.
   total = metrics['loss'] + sum(g.sum() for g in grads.values())
   metrics['finite'] = jnp.isfinite(total)
@@ -74,9 +74,11 @@ def train_step(
   average = state.average
   if average:
     average = _averaged(average, (params, batch_stats), stage.ema, state.step)
-  logits = tree.get('gates', {})
+  gate_logits = tree.get('gates', {})
   return (
-    TrainState(state.step + 1, params, logits, batch_stats, opt_state, average),
+    TrainState(
+      state.step + 1, params, gate_logits, batch_stats, opt_state, average
+    ),
     metrics,
   )
 
@@ -85,17 +87,17 @@ def eval_step(
   variables: Any, batch: Batch, *, net: Any
 ) -> tuple[dict[str, jax.Array], jax.Array]:
   """Weighted sums over the batch, and the logits [B, classes] float32."""
-  scores = net.apply(variables, batch.image)
-  _, top5 = jax.lax.top_k(scores, min(5, scores.shape[-1]))
+  logits = net.apply(variables, batch.image)
+  _, top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))
   hit = top5 == batch.label[:, None]
   weight = batch.weight
   sums = {
-    'loss': (cross_entropy(scores, batch.label) * weight).sum(),
+    'loss': (cross_entropy(logits, batch.label) * weight).sum(),
     'top1': (hit[:, 0] * weight).sum(),
     'top5': (hit.any(-1) * weight).sum(),
     'images': weight.sum(),
   }
-  return sums, scores
+  return sums, logits
 
 
 def _loss(
@@ -111,21 +113,21 @@ def _loss(
   """What is differentiated by `trained`; beside it the updated statistics and
   the metrics."""
   tree = trees.unflatten({**trained, **frozen})
-  logits = tree.get('gates', {})
-  gates = channel_gates.gate_values(logits, hyperparams.delta)
+  gate_logits = tree.get('gates', {})
+  gates = channel_gates.gate_values(gate_logits, hyperparams.delta)
   variables = {
     'params': tree['params'],
     'gates': gates,
     'batch_stats': batch_stats,
   }
-  scores, updated = net.apply(
+  logits, updated = net.apply(
     variables, batch.image, train=True, mutable=['batch_stats']
   )
-  losses = cross_entropy(scores, batch.label, stage.label_smoothing)
-  gate_sum = channel_gates.penalty(logits)
+  losses = cross_entropy(logits, batch.label, stage.label_smoothing)
+  gate_sum = channel_gates.penalty(gate_logits)
   metrics = {
     'loss': losses.sum(),
-    'correct': (scores.argmax(-1) == batch.label).sum(),
+    'correct': (logits.argmax(-1) == batch.label).sum(),
     'gate_sum': gate_sum,
   }
   if stage.delta_end is not None:

@@ -14,7 +14,7 @@ class TrainState(NamedTuple):
 
   step: jax.Array  # int32: steps done in this stage
   params: Any
-  logits: Any  # of the gates; the structure of the `gates` collection
+  gate_logits: Any  # of the gates; the structure of the `gates` collection
   batch_stats: Any
   opt_state: Any  # over the leaves that the stage trains
   # Running average of (params, batch_stats); () in a stage without.
@@ -27,32 +27,32 @@ class TrainState(NamedTuple):
 
 
 def create_train_state(
-  stage: Stage, params: Any, logits: Any, batch_stats: Any
+  stage: Stage, params: Any, gate_logits: Any, batch_stats: Any
 ) -> TrainState:
   """The state at the start of a stage: new momenta, step 0."""
-  trained, _ = split_trained(stage, params, logits)
+  trained, _ = split_trained(stage, params, gate_logits)
   # The rates make no difference to what an optimizer begins with.
   tx = stage.optimizer(
-    flat_leaves(params, logits), 1, stage.hyperparams(0).rates
+    flat_leaves(params, gate_logits), 1, stage.hyperparams(0).rates
   )
   step = jnp.zeros((), jnp.int32)
   average: Any = ()
   if stage.ema:  # copies: a step uses up each buffer of its state once
     average = jax.tree.map(jnp.copy, (params, batch_stats))
   return TrainState(
-    step, params, logits, batch_stats, tx.init(trained), average
+    step, params, gate_logits, batch_stats, tx.init(trained), average
   )
 
 
-def flat_leaves(params, logits) -> dict[str, Any]:
-  return trees.flatten({'params': params, 'gates': logits})
+def flat_leaves(params, gate_logits) -> dict[str, Any]:
+  return trees.flatten({'params': params, 'gates': gate_logits})
 
 
 def split_trained(
-  stage: Stage, params: Any, logits: Any
+  stage: Stage, params: Any, gate_logits: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """({path: leaf} that the stage trains, {path: leaf} that it does not)."""
-  flat = flat_leaves(params, logits)
+  flat = flat_leaves(params, gate_logits)
   trains = stage.groups(flat)
   return (
     {k: v for k, v in flat.items() if k in trains},
