@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCRIPTS := $(wildcard .ci/* benchmarks/*.sh launch/*.sh tests/stand_ins/*/*)
 
-.PHONY: demo test check notebooks clean
+.PHONY: demo test test-long check notebooks clean
 
 demo: .venv/installed
 	$(BIN)/python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not long'
+
+# What takes long by nature: many kills, many mutations, every network in full
+# depth. Run it before a release, and after changing what it is about.
+test-long: .venv/dev
+	$(BIN)/python -m pytest -m long
 
 # What .pre-commit-config.yaml runs, and no more.
 check: .venv/dev
