@@ -1,11 +1,11 @@
-"""A run, read top to bottom: stages of epochs, the cut, the figures.
+"""A run, from top to bottom: stages of epochs of steps, pruning, the result.
 
-The position says where a run stands; it is saved with every checkpoint, and a
-run goes on from the newest one as if nothing had happened.
+`RunState` says where a run stands. It is saved with the arrays in every
+checkpoint, and a run continues from the newest one as if nothing had happened.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Mapping
+import dataclasses
 from functools import partial
 import pathlib
 import time
@@ -16,300 +16,297 @@ import jax.numpy as jnp
 
 from dnal_jax import errors
 from dnal_jax.config import RunConfig
-from dnal_jax.data import sources
-from dnal_jax.parallel import mesh, processes, stopping
+from dnal_jax.parallel import mesh, processes
+from dnal_jax.resources import Resources, open_resources
 from dnal_jax.search import channel_gates
-from dnal_jax.training import (
-  evaluate,
-  loop,
-  profiler,
-  progress_bar,
-  prune,
-  train_state,
-)
-from dnal_jax.training.stages import Stage
-from dnal_jax.workdir import (
-  checkpoint,
-  layout,
-  metrics_file,
-  result_file,
-  status_file,
-  writer,
-)
+from dnal_jax.training import loop, metrics, prune, stages
+from dnal_jax.training.hooks import HookList
+from dnal_jax.training.profiler import Profiler
+from dnal_jax.training.progress_bar import ProgressBar, show
+from dnal_jax.training.prune import PrunableModel
+from dnal_jax.training.train_state import TrainState, create_train_state
+from dnal_jax.workdir import layout, result_file
 from dnal_jax.workdir.run_state import RunState
 
 
 def run(
-  settings: RunConfig, config: Mapping[str, Any], workdir: pathlib.Path
+  config: RunConfig, config_dict: Mapping[str, Any], workdir: pathlib.Path
 ) -> dict[str, Any]:
-  """Runs, or goes on with, the run that `workdir` holds; returns its result.
+  """Starts or continues the run in `workdir`; returns its result.
 
   Raises:
-    UserError: the folder is another config's or another process's, the data
-      cannot be read, or the search has left no path through the network.
-    Stopped: by a signal, a late save or a lost process; the run can go on.
+    UserError: the folder is another config's or in use, the data cannot be
+      read, or the search has left no path through the network.
+    Stopped: by a signal, a save that hangs, or the loss of another process; the
+      same command continues the run.
   """
-  layout.check_config(workdir, config)
+  layout.check_config(workdir, config_dict)
   if (workdir / 'result.json').exists():
     print(f"'{workdir}' is finished; nothing to do. Its result:\n")
     return result_file.read_result(workdir / 'result.json')
-  with (
-    contextlib.ExitStack() as claimed,
-    processes.report_lost_process(),
-    stopping.StopSignal() as stop,
-    jax.set_mesh(mesh.make_mesh()),
-  ):
-    mesh.check_divisible(
-      'batch_size', settings.batch_size, settings.grad_accum_steps
-    )
-    mesh.check_divisible('eval_batch_size', settings.eval_batch_size)
-    source = sources.open_source(  # before anything is written
-      settings.data,
-      seed=settings.seed,
-      batch_size=settings.batch_size,
-      eval_batch_size=settings.eval_batch_size,
-    )
-    claim = writer.claimed(settings, config, workdir, source.steps_per_epoch)
-    told = processes.run_on_primary(lambda: claimed.enter_context(claim))
-    processes.check_shared_file(workdir / 'config.json')
-    return _Run(settings, workdir, source, stop, told).to_the_end()
+  with open_resources(config, config_dict, workdir) as resources:
+    return _train(resources)
 
 
-class _Run:
-  """Data, network, state and position of one run."""
+def _train(r: Resources) -> dict[str, Any]:
+  """All that is left of the run: every stage, epoch and chunk of steps.
 
-  def __init__(
-    self,
-    settings: RunConfig,
-    workdir: pathlib.Path,
-    source: sources.Source,
-    stop: stopping.StopSignal,
-    told: status_file.StatusFile | None,  # None: not the first process
-  ):
-    self.settings = settings
-    self.source = source
-    self.stop = stop
-    self.evaluate = evaluate.Evaluator(source)
-    self.steps_per_epoch = source.steps_per_epoch
-    self.network = prune.PrunableModel(settings.build(), settings.image_shape)
-    self.profile = profiler.Profiler(workdir / 'profile', settings.profile)
-    self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
-    self.saved = 'there is no checkpoint yet'
-    self._resume_or_start()
-    self.output = writer.Writer(settings, workdir, told, self.position)
+  A chunk is what lies between two checkpoints, or what a hook made of it.
+  """
+  run, model, state, saved = _restore_or_start(r)
+  hooks = _hooks(r, run)
+  while True:
+    stage = _stage_of(r.config, run)
+    compiled = _compile(r, run, model, stage)
+    hooks.begin_stage(run.cursor.stage, stage, run.stage_steps_done)
+    try:
+      while run.cursor.epoch < stage.epochs:
+        while run.cursor.step < r.source.steps_per_epoch:
+          started, done = time.perf_counter(), run.stage_steps_done
+          state, of_steps = loop.train_steps(
+            compiled,
+            state,
+            r.source,
+            first_step=run.steps_done,
+            steps=hooks.before_chunk(_chunk_size(r, run)),
+            epoch=run.cursor.epoch,
+            on_steps=lambda n, last, done=done: hooks.on_steps(done + n, last),
+            stop=r.stop,
+          )
+          hooks.after_chunk(compiled.program_text)
+          loop.check_finite(of_steps, stage, done + 1, saved)
+          run = run.add_steps(of_steps, time.perf_counter() - started)
+          if run.cursor.step < r.source.steps_per_epoch:
+            if r.stop.requested or run.cursor.step % r.checkpoint_interval == 0:
+              run, saved = _save(r, run, state)
+            r.stop.raise_if_requested(run.describe())
+        run = _end_epoch(r, run, model, stage, state, compiled, hooks)
+        run, saved = _save(r, run, state)
+        r.stop.raise_if_requested(run.describe())
+    except errors.NotFinite as error:
+      if run.result.rollbacks == r.config.max_nan_restarts:
+        raise
+      failed = run
+      run, model, state, saved = _restore_or_start(r)
+      run = run.restart_after(failed)
+      print(
+        f'with learning rates times {run.lr_factor:g}, because {error.what}'
+      )
+      continue
+    finally:
+      hooks.end_stage()
+    if run.cursor.stage + 1 == len(r.config.stages):
+      return _finish(r, run, model, stage, state)
+    run, model, state = _enter_next_stage(r, run, model, state)
+    run, saved = _save(r, run, state)
 
-  def to_the_end(self) -> dict[str, Any]:
-    """All stages that are left, then the result."""
-    with self.checkpoints:
-      while True:
-        try:
-          self._train_stage()
-        except errors.NotFinite as error:
-          self._go_back(error)
-          continue
-        if self.position.stage + 1 == len(self.settings.stages):
-          return self._finish()
-        self._enter_next_stage()
 
-  def _go_back(self, error: errors.NotFinite) -> None:
-    """To the last checkpoint, at half the rates; raises if it may no more."""
-    before = self.position
-    if before.rollbacks == self.settings.max_nan_restarts:
-      raise error
-    self._resume_or_start()
-    factor = self.position.slower_than(before)
-    print(f'with learning rates times {factor:g}, because {error.what}')
+# Where a run begins, and where it continues.
 
-  # Where the run stands.
 
-  @property
-  def stage(self) -> Stage:
-    stage = self.settings.stages[self.position.stage]
-    factor = self.position.lr_factor
-    return stage if factor == 1 else stage.slower(factor)
+def _restore_or_start(
+  r: Resources,
+) -> tuple[RunState, PrunableModel, TrainState, str]:
+  """The newest checkpoint, else the beginning of the first stage; and, for
+  messages, what is saved."""
 
-  def _where(self) -> str:
-    return f"'{self.stage.name}', {self.position.told()}"
+  def model_of(run: RunState) -> PrunableModel:
+    return PrunableModel.create(full, r.config.image_shape, run.keep)
 
-  def _resume_or_start(self) -> None:
-    found = self.checkpoints.newest(self._shapes_at)
-    if found is None:
-      self._at(RunState(images=self.source.images))
-      image = jnp.zeros((1, *self.settings.image_shape))
-      key = jax.random.key(self.settings.seed)
-      start = mesh.jit_replicated(self.network.net.init)(key, image)
-      self._begin(start['params'], self.network.zeros(), start['batch_stats'])
-      return
-    position, self.state = found
-    self._at(position)
-    position.check(self.settings.data.title, self.source.images)
-    broken = position.broken_for(jax.process_index(), jax.process_count())
-    self.source.broken.update(broken)
-    print(f'going on with {self._where()}')
+  def shapes_of(run: RunState) -> TrainState:
+    stage = _stage_of(r.config, run)
+    return loop.state_shapes(stage, model_of(run).graph.shapes)
 
-  def _at(self, position: RunState) -> None:
-    self.position = position
-    self.network.cut(position.keep)
+  full, data = r.config.build(), r.config.data
+  restored = r.checkpoints.newest(shapes_of)
+  if restored is not None:
+    run, state = restored
+    run.check_data(data.title, r.source.images)
+    broken = run.broken_records(jax.process_index(), jax.process_count())
+    r.source.broken.update(broken)
+    print(f'going on with {run.describe()}')
+    return run, model_of(run), state, _saved(run)
+  run = RunState(images=r.source.images)
+  model = model_of(run)
+  image = jnp.zeros((1, *r.config.image_shape))
+  key = jax.random.key(r.config.seed)
+  variables = mesh.jit_replicated(full.init)(key, image)
+  run, state = _begin_stage(
+    r,
+    run,
+    variables['params'],
+    model.initial_gate_logits(),
+    variables['batch_stats'],
+  )
+  return run, model, state, 'there is no checkpoint yet'
 
-  def _shapes_at(self, position: RunState) -> train_state.TrainState:
-    """Shapes and places of the state that is saved there."""
-    self._at(position)
-    return loop.state_shapes(self.stage, self.network.graph.shapes)
 
-  def _begin(self, params, gate_logits, batch_stats) -> None:
-    """A new state for the stage, and its entry in the result."""
-    begin = mesh.jit_replicated(
-      partial(train_state.create_train_state, self.stage)
-    )
-    self.state = begin(params, gate_logits, batch_stats)
-    epochs = self.stage.epochs
-    steps = epochs * self.steps_per_epoch
-    self.position.begin_stage(self.stage.name, epochs, steps)
+def _begin_stage(
+  r: Resources, run: RunState, params: Any, gate_logits: Any, batch_stats: Any
+) -> tuple[RunState, TrainState]:
+  """The run's next stage, or its first one: new momenta, step 0."""
+  stage = r.config.stages[len(run.result.stages)]
+  create = mesh.jit_replicated(partial(create_train_state, stage))
+  state = create(params, gate_logits, batch_stats)
+  steps = stage.epochs * r.source.steps_per_epoch
+  return run.begin_stage(stage.name, stage.epochs, steps), state
 
-  def _enter_next_stage(self) -> None:
-    """Cuts if the stage says so; new momenta, step 0."""
-    params, batch_stats = self.state.result
-    parts = params, self.state.gate_logits, batch_stats
-    cut = prune.next_cut(self.settings.stages, self.position.stage)
-    if cut and cut.stages_ahead == 1:
-      parts = self._prune(cut)
-    self.position.next_stage()
-    self._begin(*parts)
-    self._save()
 
-  def _save(self) -> None:
-    self.position.broken = processes.allgather_json(self.source.broken)
-    self.output.check()
-    self.checkpoints.save(self.state, self.position)
-    self.saved = f'the last checkpoint is of {self._where()}'
-
-  # Training.
-
-  def _train_stage(self) -> None:
-    position, done = self.position, self.position.steps_done
-    done_of_stage = position.steps_of_stage
-    compiled = loop.CompiledStage(
-      self.network.net,
-      self.stage,
-      self.source,
-      dtype=self.settings.compute_dtype,
-      first_step=done - done_of_stage,
-      grad_accum_steps=self.settings.grad_accum_steps,
-    )
-    bar = progress_bar.ProgressBar(
-      self.stage.epochs * self.steps_per_epoch,
-      self.settings.batch_size,
-      done=done_of_stage,
-      also=self.output.steps,
-    )
-    self.output.stage(position.stage, done_of_stage)
-    with contextlib.closing(self.source.train_inputs(done)) as inputs:
-      while position.epoch < self.stage.epochs:
-        self._epoch(compiled, inputs, bar)
-        self._save()
-        self.stop.check(self._where())
-    bar.close()
-
-  def _epoch(
-    self,
-    stage: loop.CompiledStage,
-    inputs: Iterator,
-    bar: progress_bar.ProgressBar,
-  ) -> None:
-    """Trains to the end of the epoch, evaluates, and tells of it."""
-    position, searches = self.position, self.stage.delta_end is not None
-    bar.begin(f'{self.stage.name} {position.epoch + 1}/{self.stage.epochs}')
-    self._steps(stage, inputs, bar)
-    evaluation = time.perf_counter()
-    gates, census = stage.gates(self.state.gate_logits, position.epoch)
-    sums = position.end_epoch()
-    row = metrics_file.epoch_row(
-      self.stage,
-      position.epoch,
-      sums,
-      epochs_done=position.epochs_done,
-      steps=self.steps_per_epoch,
-      images=self.steps_per_epoch * self.settings.batch_size,
-      validation=self.evaluate(
-        self.network.net, self._variables(gates), 'validation'
-      ),
-      census=census if searches else None,
-    )
-    seconds = sums['seconds'] + time.perf_counter() - evaluation
-    point = self.settings.point(position.stage)
-    position.record(row['loss'], seconds, point, row['validation_top1'])
-    self.output.epoch(row, channel_gates.by_path(gates) if searches else {})
-    bar.tell(metrics_file.epoch_line(row))
-    cut = prune.next_cut(self.settings.stages, position.stage)
-    if searches and cut and 2 * position.epoch >= self.stage.epochs:
-      bar.tell(prune.pruning_warning(self.network, self.state.gate_logits, cut))
-
-  def _steps(
-    self,
-    stage: loop.CompiledStage,
-    inputs: Iterator,
-    bar: progress_bar.ProgressBar,
-  ) -> None:
-    """The steps that are left of the epoch; saves now and then."""
-    position = self.position
-    while position.step < self.steps_per_epoch:
-      every = self.settings.checkpoint_steps or self.steps_per_epoch
-      left = self.steps_per_epoch - position.step
-      steps = min(every - position.step % every, left)
-      with self.profile.record(self.stage.name, steps, stage.text) as steps:
-        started = time.perf_counter()
-        first = position.steps_of_stage + 1
-        self.state, metrics = stage.train(
-          self.state,
-          inputs,
-          steps=steps,
-          epoch=position.epoch,
-          told=bar.steps,
-          stop=self.stop,
-        )
-        loop.check_finite(metrics, self.stage, first, self.saved)
-        position.add(metrics, time.perf_counter() - started)
-      if position.step < self.steps_per_epoch:  # else after the evaluation
-        if self.stop.agreed or position.step % every == 0:
-          self._save()
-        self.stop.check(self._where())
-
-  def _variables(self, gates) -> dict[str, Any]:
-    params, batch_stats = self.state.result
-    return {'params': params, 'batch_stats': batch_stats, 'gates': gates}
-
-  # The cut and the end.
-
-  def _prune(self, cut: prune.Cut) -> tuple[Any, Any, Any]:
-    """Params, gate_logits, statistics of the cut network, then `self.network`."""
-    params, batch_stats = self.state.result
-    result = prune.prune(
-      self.network,
+def _enter_next_stage(
+  r: Resources, run: RunState, model: PrunableModel, state: TrainState
+) -> tuple[RunState, PrunableModel, TrainState]:
+  """Prunes the network if the next stage asks for it, and begins the stage."""
+  params, batch_stats = state.result
+  gate_logits = state.gate_logits
+  cut = prune.next_cut(r.config.stages, run.cursor.stage)
+  if cut is not None and cut.stages_ahead == 1:
+    pruned = prune.prune_model(
+      model,
       params,
-      self.state.gate_logits,
+      gate_logits,
       batch_stats,
       cut,
-      evaluator=self.evaluate,
-      decided=self.output.architecture,
+      evaluator=r.evaluator,
+      on_decision=r.writer.write_architecture,
     )
-    self.network.cut(result.keep)
-    self.position.keep = dict(result.keep)
-    before, after, self.position.compact_max_abs_diff = result.comparison
-    self.position.top1.update(pruned=before, compact=after)
-    result_file.tell_cut(self.network.kept, self.network.gates, before, after)
-    return result.params, self.network.zeros(), result.batch_stats
+    model, params, batch_stats = pruned.model, pruned.params, pruned.batch_stats
+    gate_logits = model.initial_gate_logits()
+    masked_top1, pruned_top1, max_abs_diff = pruned.comparison
+    show(
+      f'pruned to {model.kept_channels} of {model.gated_channels} gated'
+      f' channels: validation {masked_top1:.2%} masked,'
+      f' {pruned_top1:.2%} pruned'
+    )
+    run = run.prune(
+      pruned.keep,
+      masked_top1=masked_top1,
+      pruned_top1=pruned_top1,
+      max_abs_diff=max_abs_diff,
+    )
+  run, state = _begin_stage(r, run, params, gate_logits, batch_stats)
+  return run, model, state
 
-  def _finish(self) -> dict[str, Any]:
-    """The last evaluation, the only one on test; the model and the result."""
-    delta = self.stage.hyperparams(max(self.stage.epochs - 1, 0)).delta
-    gates = channel_gates.gate_values(self.state.gate_logits, delta)
-    variables = self._variables(gates)
-    final = self.evaluate(self.network.net, variables, 'validation')
-    test = self.evaluate(self.network.net, variables, 'test')
-    result = self.output.end(
-      variables, self.network, self.position, final=final, test=test
-    )
-    result_file.tell_broken(
-      processes.allgather_json(self.source.broken_names())
-    )
-    return result
+
+def _stage_of(config: RunConfig, run: RunState) -> stages.Stage:
+  """The stage under way, at the learning rates that restarts have left."""
+  stage = config.stages[run.cursor.stage]
+  return stage if run.lr_factor == 1 else stage.slower(run.lr_factor)
+
+
+def _hooks(r: Resources, run: RunState) -> HookList:
+  hooks = r.writer.hooks(run.epochs_done)
+  hooks.append(ProgressBar(r.config.batch_size, r.source.steps_per_epoch))
+  if r.config.profile is not None:
+    hooks.append(Profiler(r.workdir / 'profile', r.config.profile))
+  return HookList(hooks)
+
+
+# Chunks and epochs.
+
+
+def _compile(
+  r: Resources, run: RunState, model: PrunableModel, stage: stages.Stage
+) -> loop.CompiledStage:
+  return loop.CompiledStage(
+    model.net,
+    stage,
+    r.source,
+    dtype=r.config.compute_dtype,
+    first_step=run.stage_first_step,
+    grad_accum_steps=r.config.grad_accum_steps,
+  )
+
+
+def _chunk_size(r: Resources, run: RunState) -> int:
+  """Steps to the next checkpoint or to the end of the epoch."""
+  left = r.source.steps_per_epoch - run.cursor.step
+  interval = r.checkpoint_interval
+  return min(interval - run.cursor.step % interval, left)
+
+
+def _save(
+  r: Resources, run: RunState, state: TrainState
+) -> tuple[RunState, str]:
+  """Starts saving a checkpoint; the run with what is saved beside the arrays,
+  and what is saved, for messages."""
+  broken = tuple(processes.allgather_json(r.source.broken))
+  run = dataclasses.replace(run, broken=broken)
+  r.writer.check()
+  r.checkpoints.save(state, run)
+  return run, _saved(run)
+
+
+def _saved(run: RunState) -> str:
+  return f'the last checkpoint is of {run.describe()}'
+
+
+def _end_epoch(
+  r: Resources,
+  run: RunState,
+  model: PrunableModel,
+  stage: stages.Stage,
+  state: TrainState,
+  compiled: loop.CompiledStage,
+  hooks: HookList,
+) -> RunState:
+  """Evaluates on the validation split, and hands the metrics to the hooks."""
+  started = time.perf_counter()
+  searches, epoch = stage.delta_end is not None, run.cursor.epoch + 1
+  gates, counts = compiled.gates(state.gate_logits, run.cursor.epoch)
+  validation = r.evaluator(model.net, _variables(state, gates), 'validation')
+  row = metrics.epoch_row(
+    stage,
+    epoch=epoch,
+    epochs_done=run.epochs_done + 1,
+    sums=run.sums,
+    steps=r.source.steps_per_epoch,
+    images=r.source.steps_per_epoch * r.config.batch_size,
+    validation=validation,
+    counts=counts if searches else None,
+  )
+  run = run.end_epoch(
+    row['loss'],
+    run.sums['seconds'] + time.perf_counter() - started,
+    r.config.point(run.cursor.stage),
+    validation['top1'],
+  )
+  hooks.end_epoch(row, channel_gates.by_path(gates) if searches else {})
+  cut = prune.next_cut(r.config.stages, run.cursor.stage)
+  if searches and cut and 2 * epoch >= stage.epochs:
+    warning = prune.pruning_warning(model, state.gate_logits, cut)
+    if warning:
+      show(warning)
+  return run
+
+
+def _variables(state: TrainState, gates: Any) -> dict[str, Any]:
+  params, batch_stats = state.result
+  return {'params': params, 'batch_stats': batch_stats, 'gates': gates}
+
+
+# The end.
+
+
+def _finish(
+  r: Resources,
+  run: RunState,
+  model: PrunableModel,
+  stage: stages.Stage,
+  state: TrainState,
+) -> dict[str, Any]:
+  """The last evaluation, the only one on test; the model and the result."""
+  delta = stage.hyperparams(max(stage.epochs - 1, 0)).delta
+  gates = channel_gates.gate_values(state.gate_logits, delta)
+  variables = _variables(state, gates)
+  final, test = (
+    r.evaluator(model.net, variables, split) for split in ('validation', 'test')
+  )
+  result = result_file.make_result(r.config, run, model, final=final, test=test)
+  if not run.keep:
+    r.writer.write_architecture(model.full_gates)
+  r.writer.write_result(variables, result)
+  skipped = processes.allgather_json(r.source.broken_names())
+  names = {name for of_process in skipped for name in of_process}
+  if names:
+    print(f'{len(names)} images could not be decoded and were skipped')
+  return result

@@ -24,7 +24,7 @@ ROOMS = {
     *('config', 'training', 'cost', 'models', 'graph', 'nn', 'parallel'),
   },
   'config': {'training', 'models', 'graph', 'data'},
-  'training': {'search', 'graph', 'nn', 'data', 'parallel'},
+  'training': {'search', 'models', 'graph', 'nn', 'data', 'parallel'},
   'search': {'nn'},
   'cost': {'graph', 'nn'},
   'models': {'graph', 'nn'},
@@ -42,6 +42,7 @@ FLAT = {
   ),
   '__init__': 'commands',
   'train': 'train',
+  'resources': 'train',
   'config': 'config',
   'errors': 'errors',
   'trees': 'trees',
@@ -50,6 +51,7 @@ FLAT = {
 # imports none; `__init__` may import all, as it is what the room shows.
 INSIDE = {
   'commands': {m: {'cli'} for m in FLAT if FLAT[m] == 'commands'},
+  'train': {'train': {'resources'}},
   'tpu': {'aot': {'hlo', 'topologies'}},
   'workdir': {
     'architecture': {'json_files'},
@@ -63,13 +65,17 @@ INSIDE = {
     'weights': {'json_files'},
     'writer': {
       *('architecture', 'json_files', 'layout', 'lock', 'metrics_file'),
-      *('result_file', 'run_state', 'status_file', 'weights'),
+      *('status_file', 'tensorboard', 'weights'),
     },
   },
   'training': {
     'evaluate': {'step'},
+    'hooks': {'stages'},
     'loop': {'stages', 'step', 'train_state'},
+    'metrics': {'stages'},
     'optimizer': {'schedule'},
+    'profiler': {'hooks', 'stages'},
+    'progress_bar': {'hooks', 'metrics', 'stages'},
     'prune': {'evaluate', 'stages'},
     'stages': {'optimizer'},
     'step': {'losses', 'stages', 'train_state'},

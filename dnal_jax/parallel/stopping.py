@@ -13,51 +13,55 @@ from dnal_jax.parallel import mesh
 
 
 class StopSignal:
-  """Whether someone asks the run to stop: SIGTERM or SIGINT, to any process.
+  """Whether SIGTERM or SIGINT was sent to any of the processes.
 
-  While it is entered, the first such signal asks; a second leaves at once.
+  While it is entered, the first such signal requests a stop; a second one ends
+  the process at once. All processes see the request after the same step: each
+  calls `vote` as often as the others, between the same device calls, and hands
+  the result to `count` once that call is over.
   """
 
   def __init__(self) -> None:
-    self._asked = False  # here
-    self.agreed = False  # by all, after the same step
+    self._signalled = False  # in this process
+    self.requested = False  # in any of them; the same in all after `count`
 
   def __enter__(self) -> 'StopSignal':
     self._before: dict[int, Any] = {}
-    # Elsewhere Python has no say over signals.
+    # Python runs signal handlers in the main thread only.
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
-        self._before[number] = signal.signal(number, self._ask)
+        self._before[number] = signal.signal(number, self._on_signal)
     return self
 
   def __exit__(self, *exception: object) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def _ask(self, number: int, frame: Any) -> None:
+  def _on_signal(self, number: int, frame: Any) -> None:
     del frame
-    if self._asked:
+    if self._signalled:
       signal.signal(number, signal.SIG_DFL)
       os.kill(os.getpid(), number)
-    self._asked = True
+    self._signalled = True
     sys.stderr.write(
       f'{signal.Signals(number).name}: stopping after this step, and saving;'
       ' once more leaves at once\n'
     )
 
-  def ask(self) -> jax.typing.ArrayLike:
-    """Whether any process was asked by now, to be handed to `agree` later: the
-    answer comes with the devices' other work, and nothing waits for it. All
-    processes must ask as often, between the same calls."""
-    return mesh.any_process(self._asked)
+  def vote(self) -> jax.typing.ArrayLike:
+    """Whether any process was signalled by now, to be handed to `count` later:
+    the answer arrives with the devices' other work, and nothing waits for
+    it."""
+    return mesh.any_process(self._signalled)
 
-  def agree(self, answer: jax.typing.ArrayLike) -> None:
-    """Takes in an answer, which all processes have alike."""
-    self.agreed = self.agreed or bool(answer)
+  def count(self, vote: jax.typing.ArrayLike) -> None:
+    """Takes in a vote, which is the same in all processes."""
+    self.requested = self.requested or bool(vote)
 
-  def check(self, where: str) -> None:
-    """Raises Stopped if it is agreed on, once all is saved."""
-    if self.agreed:
+  def raise_if_requested(self, where: str) -> None:
+    """Raises Stopped if a stop is requested; to be called once all is saved.
+    `where` names the place in the run."""
+    if self.requested:
       raise errors.Stopped(
         f'stopped and saved in {where}; the same command goes on from there'
       )

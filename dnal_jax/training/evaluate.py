@@ -13,8 +13,8 @@ from dnal_jax.graph import difference
 from dnal_jax.parallel import mesh
 from dnal_jax.training import step
 
-# Largest difference of logits, relative to the largest logit, that rounding
-# explains (float32; seen: below 1e-5).
+# Largest difference of logits, relative to the largest logit, that is taken for
+# rounding (float32; measured: below 1e-5).
 _TOLERANCE = 1e-4
 
 
@@ -22,10 +22,10 @@ Pair = tuple[Any, Any]  # a network and its variables
 
 
 class Comparison(NamedTuple):
-  """A hard-gated network beside the one that was cut from it."""
+  """A masked network beside the one that was pruned from it."""
 
-  gated_top1: float  # on the split; shares of 1
-  cut_top1: float
+  masked_top1: float  # on the split; shares of 1
+  pruned_top1: float
   max_abs_diff: float  # between their logits
 
 
@@ -61,7 +61,7 @@ class Evaluator:
       ]
     )
 
-  def compare(self, gated: Pair, cut: Pair, split: str) -> Comparison:
+  def compare(self, masked: Pair, pruned: Pair, split: str) -> Comparison:
     """The two networks on every image.
 
     Raises:
@@ -69,28 +69,29 @@ class Evaluator:
         gate that differs.
     """
     sums, worst, largest = ([], []), 0.0, 0.0
-    # GPUs and TPUs multiply float32 in fewer bits by default; a difference of
-    # rounding would look like one of functions.
+    # By default, GPUs and TPUs multiply float32 in fewer bits, and rounding
+    # alone would exceed the tolerance.
     with jax.default_matmul_precision('highest'):
       for inputs, index in self._each(split):
-        (of_gated, a, weight), (of_cut, b, _) = (
-          self._compiled(*pair, inputs, index) for pair in (gated, cut)
+        (of_masked, a, weight), (of_pruned, b, _) = (
+          self._compiled(*pair, inputs, index) for pair in (masked, pruned)
         )
-        sums[0].append(of_gated)
-        sums[1].append(of_cut)
+        sums[0].append(of_masked)
+        sums[1].append(of_pruned)
         seen = np.asarray(weight) > 0
         a, b = np.asarray(a)[seen], np.asarray(b)[seen]
-        # Of numpy, because Python's max forgets a NaN.
+        # numpy's max, because Python's does not propagate NaN.
         worst = float(np.max(abs(a - b), initial=worst))
         largest = float(np.max(abs(a), initial=largest))
-    if not worst <= _TOLERANCE * largest:  # true for NaN too
-      gate = self._first(gated, cut, split)
+    if not worst <= _TOLERANCE * largest:  # also if it is NaN
+      gate = self._first_difference(masked, pruned, split)
       raise RuntimeError(
-        f'the cut network differs from the hard-gated one by {worst} (logits'
-        f' up to {largest}), first behind gate {gate}; the run stays uncut'
+        'equivalence check failed: logits of the pruned and the masked model'
+        f' differ by {worst} (logits up to {largest}), first behind gate'
+        f' {gate}; nothing was pruned'
       )
-    gated_top1, cut_top1 = (_means(s)['top1'] for s in sums)
-    return Comparison(gated_top1, cut_top1, worst)
+    masked_top1, pruned_top1 = (_means(s)['top1'] for s in sums)
+    return Comparison(masked_top1, pruned_top1, worst)
 
   def _each(self, split: str) -> Iterator[tuple[Any, int]]:
     """(inputs, index) of every batch of a split."""
@@ -98,12 +99,14 @@ class Evaluator:
       for index in range(batches):
         yield inputs, index
 
-  def _first(self, gated: Pair, cut: Pair, split: str) -> str | None:
+  def _first_difference(
+    self, masked: Pair, pruned: Pair, split: str
+  ) -> str | None:
     """The first gate behind which the networks differ, on a few images."""
     batch = mesh.jit_replicated(self.source.eval_batch)
     images = batch(*next(self._each(split))).image
-    images, *variables = jax.device_get((images, gated[1], cut[1]))
-    a, b = zip((gated[0], cut[0]), variables, strict=True)
+    images, *variables = jax.device_get((images, masked[1], pruned[1]))
+    a, b = zip((masked[0], pruned[0]), variables, strict=True)
     with mesh.single_device(), jax.default_matmul_precision('highest'):
       return difference.first_difference(*a, *b, images[:8], _TOLERANCE)
 

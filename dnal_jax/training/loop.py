@@ -1,157 +1,199 @@
 """The compiled functions of a stage, and the loop that calls them."""
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from functools import partial
-import itertools
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
 from dnal_jax import errors
-from dnal_jax.data.inputs import Inputs
-from dnal_jax.parallel import mesh, stopping
+from dnal_jax.data.sources import Source
+from dnal_jax.parallel import mesh
+from dnal_jax.parallel.stopping import StopSignal
 from dnal_jax.search import channel_gates
-from dnal_jax.training import step, train_state
+from dnal_jax.training import step
 from dnal_jax.training.stages import Stage, StepHyperparams
+from dnal_jax.training.train_state import TrainState, create_train_state
 
-# Steps are handed to the device in groups that take about so many seconds:
-# long against the time that Python needs for a call, short for who waits. On
-# CPU each call gets its memory anew, which can take as long as a step does, so
-# there are never fewer steps than _LEAST in a group.
-_SECONDS = 0.25
-_LEAST = 4
+Metrics = dict[str, Any]  # of a step (`step.train_step`), as numpy
 
 
 class CompiledStage:
   """A stage whose steps and gates are each compiled once.
 
-  Where the data lies on the device, several steps are one call, a loop on the
-  device. Its length is an argument, so it costs no other compilation, and how
-  steps are grouped does not change a digit. Arguments, too, are the stage's
-  `StepHyperparams` and where in the run it begins: with other ones it is the
-  same program, which JAX's persistent cache has.
+  Where the data lies on the device, several steps are one call of the device,
+  a loop. Its length is an argument, so other lengths need no other program, and
+  how steps are grouped into calls does not change a digit. Arguments, too, are
+  the stage's `StepHyperparams` and where in the run it begins: with other
+  values it is the same program, which JAX's persistent cache has.
   """
 
   def __init__(
     self,
     net: Any,
     stage: Stage,
-    source: Inputs,
+    source: Source,
     *,
     dtype: str,  # in which the network computes
     first_step: int,  # of the stage, in the run
     grad_accum_steps: int = 1,  # parts of a batch, one after the other
   ):
     """Every batch is a function of the seed and the run's step alone, so the
-    state is all that a checkpoint must hold."""
+    train state is all that a checkpoint must hold."""
 
-    def train(state, inputs, given):
-      first_step, numbers = given
-      batch = mesh.batch_sharded(
-        source.train_batch(inputs, first_step + state.step)
-      )
-      done = step.train_step(
+    def train(state, inputs, arguments):
+      first_step, hyperparams = arguments
+      batch = source.train_batch(inputs, first_step + state.step)
+      batch = mesh.batch_sharded(batch)
+      state_and_metrics = step.train_step(
         state,
         batch._replace(image=batch.image.astype(dtype)),
-        numbers,
+        hyperparams,
         net=net,
         stage=stage,
         steps_per_epoch=source.steps_per_epoch,
         grad_accum_steps=grad_accum_steps,
       )
-      return mesh.replicated(done)
+      return mesh.replicated(state_and_metrics)
 
     def gates(gate_logits, delta):
-      values = mesh.replicated(channel_gates.gate_values(gate_logits, delta))
+      values = channel_gates.gate_values(gate_logits, delta)
+      values = mesh.replicated(values)
       return values, channel_gates.count_by_state(values)
 
     self._stage, self._first_step = stage, first_step
+    self.sizer = CallSizer(source.steps_per_call)
     self._gates = jax.jit(gates)
-    self._most = source.steps_at_once
-    steps = _several(train, self._most) if self._most > 1 else _one(train)
-    # (state, inputs, n, (first_step, numbers)) -> state after n steps, their
-    # metrics [self._most]. Uses up the state given.
+    most = source.steps_per_call
+    steps = _several(train, most) if most > 1 else _one(train)
+    # (state, inputs, n, (first_step, hyperparams)) -> state after n steps, and
+    # metrics [most] of which the first n are filled in. Donates the state.
     self._steps = jax.jit(steps, donate_argnums=0)
-    self._called_with: Any = None  # shapes of (state, inputs)
-    self._pace = min(_LEAST, self._most)  # steps of the next call
+    self._argument_shapes: Any = None  # of (state, inputs)
 
   def gates(self, gate_logits: Any, epoch: int) -> tuple[Any, jax.Array]:
-    """Gate values in an epoch of the stage, and their census [3] int32."""
+    """Gate values in an epoch of the stage, and [3] int32, how many of them are
+    low, undecided and high (`channel_gates.count_by_state`)."""
     return self._gates(gate_logits, self._stage.hyperparams(epoch).delta)
 
-  def train(
-    self,
-    state: train_state.TrainState,
-    inputs: Iterator[Any],
-    *,
-    steps: int,
-    epoch: int,
-    told: Callable[[int, dict[str, Any]], None],
-    stop: stopping.StopSignal,
-  ) -> tuple[train_state.TrainState, list[dict[str, Any]]]:
-    """The state after some steps of an epoch of the stage, and their metrics as
-    numpy; fewer steps than asked for where `stop` is agreed on.
-
-    `told` gets numbers of steps that were done and the last one's metrics.
-    Two calls are under way at any time, so that the device never waits.
-    """
-    done: list[dict[str, Any]] = []
-    under_way: list[tuple[int, Any, Any]] = []
-    ended = None
-
-    def end() -> None:
-      nonlocal ended
-      n, metrics, asked = under_way.pop(0)
-      metrics = jax.device_get(metrics)
-      stop.agree(asked)
-      done.extend({k: v[i] for k, v in metrics.items()} for i in range(n))
-      told(n, done[-1])
-      now = time.perf_counter()
-      # Before the first end, it may have been compiled. Several processes must
-      # make the same calls, and their clocks differ.
-      if ended is not None and jax.process_count() == 1:
-        wanted = int(_SECONDS * n / max(now - ended, 1e-9))
-        wanted = min(max(wanted, _LEAST), 2 * self._pace)
-        self._pace = min(wanted, self._most)
-      ended = now
-
-    left = steps
-    while left and not stop.agreed:
-      n = min(self._pace, left)
-      # In an epoch, one input serves all steps of a call.
-      served, *_ = itertools.islice(inputs, n)
-      if self._called_with is None:
-        self._called_with = jax.eval_shape(lambda *a: a, state, served)
-      state, metrics = self._steps(state, served, n, self._given(epoch))
-      under_way.append((n, metrics, stop.ask()))
-      left -= n
-      if len(under_way) == 2:
-        end()
-    while under_way:
-      end()
-    return state, done
+  def run_steps(
+    self, state: TrainState, inputs: Any, steps: int, epoch: int
+  ) -> tuple[TrainState, Any]:
+    """Starts one call of the device: the state after `steps` steps in an epoch,
+    and their metrics, both still being computed. Donates `state`."""
+    if self._argument_shapes is None:
+      self._argument_shapes = jax.eval_shape(lambda *a: a, state, inputs)
+    return self._steps(state, inputs, steps, self._arguments(epoch))
 
   def lower(self, state: Any, inputs: Any) -> jax.stages.Lowered:
-    """The program of the steps, of a state and inputs or their shapes."""
-    return self._steps.lower(state, inputs, 1, self._given(0))
+    """The program of the steps, given a state and inputs or their shapes."""
+    return self._steps.lower(state, inputs, 1, self._arguments(0))
 
-  def _given(self, epoch: int) -> tuple[int, StepHyperparams]:
+  def program_text(self) -> str:
+    """The compiled program of the steps; after the first call."""
+    return self.lower(*self._argument_shapes).compile().as_text() or ''
+
+  def _arguments(self, epoch: int) -> tuple[int, StepHyperparams]:
     return self._first_step, self._stage.hyperparams(epoch)
 
-  def text(self) -> str:
-    """The compiled program of the steps; after the first of them."""
-    return self.lower(*self._called_with).compile().as_text() or ''
+
+class CallSizer:
+  """How many steps the next call of the device should have.
+
+  So many that a call takes about a quarter of a second: long against the time
+  that Python needs to start it, short for somebody who waits for a stop.
+  """
+
+  SECONDS = 0.25
+  # On CPU every call gets its memory from the system anew, which can take as
+  # long as a step does.
+  LEAST = 4
+
+  def __init__(self, steps_per_call: int):
+    self._most = steps_per_call
+    self.steps = min(self.LEAST, steps_per_call)
+    self._last_end: float | None = None
+
+  def restart_clock(self) -> None:
+    """The next call to end is not compared with the one before."""
+    self._last_end = None
+
+  def call_ended(self, steps: int) -> None:
+    """A call of so many steps has ended now."""
+    now = time.perf_counter()
+    # The first call may include compiling. Several processes must make the same
+    # calls, and their clocks differ.
+    if self._last_end is not None and jax.process_count() == 1:
+      wanted = int(self.SECONDS * steps / max(now - self._last_end, 1e-9))
+      wanted = min(max(wanted, self.LEAST), 2 * self.steps)
+      self.steps = min(wanted, self._most)
+    self._last_end = now
 
 
-def state_shapes(stage: Stage, variables: Any) -> train_state.TrainState:
-  """The state of a stage as shapes, every device having the whole, of the
-  shapes of a network's variables."""
+class _Call(NamedTuple):
+  """A call that was started, and may still be computing."""
+
+  steps: int
+  metrics: Any
+  stop_vote: jax.typing.ArrayLike
+
+
+def train_steps(
+  stage: CompiledStage,
+  state: TrainState,
+  source: Source,
+  *,
+  first_step: int,  # in the run
+  steps: int,  # of one epoch
+  epoch: int,
+  on_steps: Callable[[int, Metrics], None],
+  stop: StopSignal,
+) -> tuple[TrainState, list[Metrics]]:
+  """The state after some steps of an epoch, and their metrics; fewer steps than
+  asked for if a stop is requested.
+
+  `on_steps` is called with the number of those steps that are done, and with
+  the metrics of the last one. Two calls are in flight at any time, so that the
+  device never waits for Python.
+  """
+  finished: list[Metrics] = []
+  in_flight: deque[_Call] = deque()
+  sizer = stage.sizer
+  sizer.restart_clock()
+
+  def wait_for_oldest() -> None:
+    call = in_flight.popleft()
+    metrics = jax.device_get(call.metrics)
+    stop.count(call.stop_vote)
+    for i in range(call.steps):
+      finished.append({key: values[i] for key, values in metrics.items()})
+    on_steps(len(finished), finished[-1])
+    sizer.call_ended(call.steps)
+
+  started = 0
+  while started < steps and not stop.requested:
+    n = min(sizer.steps, steps - started)
+    inputs = source.inputs(first_step + started, n)
+    state, metrics = stage.run_steps(state, inputs, n, epoch)
+    in_flight.append(_Call(n, metrics, stop.vote()))
+    started += n
+    if len(in_flight) == 2:
+      wait_for_oldest()
+  while in_flight:
+    wait_for_oldest()
+  return state, finished
+
+
+def state_shapes(stage: Stage, variables: Any) -> TrainState:
+  """The train state of a stage as shapes, replicated over the devices, given
+  the shapes of a network's variables."""
   shapes = jax.eval_shape(
-    partial(train_state.create_train_state, stage),
+    partial(create_train_state, stage),
     variables['params'],
     variables.get('gates', {}),
     variables['batch_stats'],
@@ -160,36 +202,37 @@ def state_shapes(stage: Stage, variables: Any) -> train_state.TrainState:
 
 
 def check_finite(
-  steps: list[dict[str, Any]], stage: Stage, first_step: int, saved: str
+  metrics: list[Metrics], stage: Stage, first_step: int, saved: str
 ) -> None:
-  """Stops a run before anything that is not a number is saved.
+  """Raises before anything is saved that is not a number.
 
-  `first_step` is the number of the first of the steps in the stage; `saved`
-  says where the last checkpoint stands.
+  `first_step` is the number in the stage, from 1, of the step that the first of
+  the metrics belongs to; `saved` says where the last checkpoint stands.
 
   Raises:
     NotFinite: a loss or a gradient is NaN or infinite; names the first step.
   """
-  for number, metrics in enumerate(steps, first_step):
-    if metrics['finite']:
+  for number, of_step in enumerate(metrics, first_step):
+    if of_step['finite']:
       continue
-    loss = float(metrics['loss'])
+    loss = float(of_step['loss'])
     what = 'a gradient is' if math.isfinite(loss) else f'the loss is {loss},'
     rates = {name: group.lr.base for name, group in stage.train.items()}
     raise errors.NotFinite(
       f"{what} not finite in stage '{stage.name}', step {number}, with learning"
       f' rates {rates}; {saved}',
       'Likely: the learning rate is too large (lower'
-      f' stages.{stage.name}.train.*.lr.base, or have --config.max_nan_restarts=2 do'
-      ' it); compute_dtype is bfloat16 (take float32); or data.mean and'
-      ' data.std are not those of the images. Start in a new --workdir',
+      f' stages.{stage.name}.train.*.lr.base, or set'
+      ' --config.max_nan_restarts=2, which halves it); compute_dtype is'
+      ' bfloat16 (use float32); or data.mean and data.std are not those of the'
+      ' images. Start in a new --workdir',
     )
 
 
 def _one(train):
-  def steps(state, inputs, n, given):
+  def steps(state, inputs, n, arguments):
     del n
-    state, metrics = train(state, inputs, given)
+    state, metrics = train(state, inputs, arguments)
     return state, jax.tree.map(lambda value: value[None], metrics)
 
   return steps
@@ -198,13 +241,13 @@ def _one(train):
 def _several(train, most: int):
   train = jax.jit(train)  # traced once for its shapes and for the loop
 
-  def steps(state, inputs, n, given):
+  def steps(state, inputs, n, arguments):
     def body(i, carry):
       state, metrics = carry
-      state, of_step = train(state, inputs, given)
+      state, of_step = train(state, inputs, arguments)
       return state, jax.tree.map(lambda a, b: a.at[i].set(b), metrics, of_step)
 
-    _, shapes = jax.eval_shape(train, state, inputs, given)
+    _, shapes = jax.eval_shape(train, state, inputs, arguments)
     metrics = jax.tree.map(
       lambda a: jnp.zeros((most, *a.shape), a.dtype), shapes
     )

@@ -1,49 +1,63 @@
-"""Where the time of a train step goes: a trace for XProf or TensorBoard, and
-its ten largest costs for people."""
+"""Where the time of a train step goes: a trace for XProf or TensorBoard, and a
+table of the ten most expensive operations."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
 import pathlib
 import re
 from typing import Any
 
 import jax
 
+from dnal_jax.training.hooks import Hook
+from dnal_jax.training.stages import Stage
+
 _LARGEST = 10
-# Steps that come before, at most: compiling, and the first use of memory.
-_FIRST = 8
+# Steps that run untraced first, at most: they compile, and touch memory for the
+# first time.
+_UNTRACED = 8
 # Operations that contain others.
 _CONTAINERS = re.compile(r'(while|call|conditional)[.\d]*')
-# What JAX's transformations wrap around a path of the network.
+# Parts of an operation's name that JAX's transformations add to the path of a
+# module.
 _WRAPPING = re.compile(r'\w*\((.*)\)')
 
 
-class Profiler:
-  """Traces some steps of every stage of a run, into `directory`/STAGE: as many
-  as asked for, or as its first epoch has left behind the first step."""
+class Profiler(Hook):
+  """Traces steps of the first epoch of every stage into `directory`/STAGE: as
+  many as asked for, or as the epoch has after the first few."""
 
-  def __init__(self, directory: pathlib.Path, steps: int | None):
+  def __init__(self, directory: pathlib.Path, steps: int):
     self._directory, self._steps = directory, steps
-    self._calls: Counter[str] = Counter()
+    self._stage = ''
+    self._chunks = 0  # of the stage, begun
+    self._traced = 0  # steps of the trace under way; 0 without one
 
-  @contextlib.contextmanager
-  def record(
-    self, stage: str, most: int, program: Callable[[], str]
-  ) -> Iterator[int]:
-    """Gives the number of steps to run inside, `most` unless it is to trace
-    fewer. `program` is asked for the text of what was compiled."""
-    self._calls[stage] += 1
-    if self._steps is None or self._calls[stage] > 2:
-      yield most
-    elif self._calls[stage] == 1:
-      yield max(1, min(_FIRST, most - self._steps))
-    else:
-      steps = min(self._steps, most)
-      directory = self._directory / stage
-      with jax.profiler.trace(str(directory)):
-        yield steps
-      print(_table(stage, directory, steps, program()))
+  def begin_stage(self, index: int, stage: Stage, steps_done: int) -> None:
+    del index, steps_done
+    self._stage, self._chunks = stage.name, 0
+
+  def before_chunk(self, steps: int) -> int:
+    self._chunks += 1
+    if self._chunks == 1:
+      return max(1, min(_UNTRACED, steps - self._steps))
+    if self._chunks == 2:
+      self._traced = min(self._steps, steps)
+      jax.profiler.start_trace(str(self._directory / self._stage))
+      return self._traced
+    return steps
+
+  def after_chunk(self, program: Callable[[], str]) -> None:
+    if self._traced:
+      jax.profiler.stop_trace()
+      directory = self._directory / self._stage
+      print(_table(self._stage, directory, self._traced, program()))
+      self._traced = 0
+
+  def end_stage(self) -> None:
+    if self._traced:  # the chunk has failed
+      jax.profiler.stop_trace()
+      self._traced = 0
 
 
 def _table(stage: str, directory: pathlib.Path, steps: int, text: str) -> str:
@@ -98,8 +112,8 @@ def _origins(text: str) -> dict[str, str]:
 
 
 def _origin(path: str) -> str:
-  """'jit(steps)/while/body/transpose(jvp(Vgg))/conv1_1/bn/mul', say, becomes
-  'conv1_1/bn/mul, backward'."""
+  """'conv1_1/bn/mul, backward' of a name such as
+  'jit(steps)/while/body/transpose(jvp(Vgg))/conv1_1/bn/mul'."""
   backward = 'transpose(' in path
   parts = path.split('/')
   networks = [i for i, part in enumerate(parts) if 'jvp(' in part]

@@ -1,61 +1,76 @@
-"""Progress of a stage on a terminal."""
+"""Progress on a terminal: a bar for the stage, and a line for each epoch.
 
-from collections.abc import Callable, Mapping
+Where standard error is no terminal, only the lines are printed.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import tqdm
 
+from dnal_jax.training import metrics as epoch_metrics
+from dnal_jax.training.hooks import Hook
+from dnal_jax.training.stages import Stage
 
-class ProgressBar:
-  """Progress of one stage on a terminal; elsewhere one line an epoch."""
+_EPOCH = (
+  '{stage} {epoch}/{epochs}: loss {loss:.4f}, train {train_top1:.2%},'
+  ' validation {validation_top1:.2%}, {images_per_second:.0f} images/s'
+)
+_GATES = ', gates <0.1: {low}, undecided: {undecided}, >0.9: {high}'
 
-  def __init__(
-    self,
-    steps: int,
-    batch_size: int,
-    done: int,
-    also: Callable[[int, Mapping[str, Any]], None],  # told what `steps` is
-  ):
-    self._also = also
+
+class ProgressBar(Hook):
+  """A bar over the images of a stage, with the metrics of the last step."""
+
+  def __init__(self, batch_size: int, steps_per_epoch: int):
+    self._batch_size = batch_size
+    self._steps_per_epoch = steps_per_epoch
+
+  def begin_stage(self, index: int, stage: Stage, steps_done: int) -> None:
+    del index
+    self._stage = stage
     self._bar = tqdm.tqdm(
-      total=steps * batch_size,
-      initial=done * batch_size,
+      total=stage.epochs * self._steps_per_epoch * self._batch_size,
+      initial=steps_done * self._batch_size,
+      desc=self._title(steps_done),
       unit=' images',
       unit_scale=True,
       leave=False,
-      disable=None,
+      disable=None,  # where there is no terminal
       mininterval=0.2,
     )
-    self._batch_size = batch_size
 
-  def begin(self, title: str) -> None:
-    """An epoch begins."""
-    self._bar.set_description(title, refresh=False)
-
-  def steps(self, done: int, metrics: Mapping[str, Any]) -> None:
-    """So many steps done; metrics of the last of them."""
-    self._bar.update(done * self._batch_size)
+  def on_steps(self, steps_done: int, metrics: Mapping[str, Any]) -> None:
+    self._bar.set_description(self._title(steps_done - 1), refresh=False)
     shown = {
       'loss': f'{metrics["loss"] / self._batch_size:.3f}',
       'accuracy': f'{metrics["correct"] / self._batch_size:.1%}',
     }
     if 'gates' in metrics:
       shown['gates <0.1/undecided/>0.9'] = '/'.join(
-        str(n) for n in gate_counts(metrics['gates']).values()
+        str(n) for n in epoch_metrics.gate_counts(metrics['gates']).values()
       )
     self._bar.set_postfix(shown, refresh=False)
-    self._also(done, metrics)
+    self._bar.update(steps_done * self._batch_size - self._bar.n)
 
-  def tell(self, line: str) -> None:
-    """Prints a line above the bar; '' is none."""
-    if line:
-      tqdm.tqdm.write(line)
+  def end_epoch(self, row: Mapping[str, Any], gates: Mapping[str, Any]) -> None:
+    del gates
+    show(epoch_line(row))
 
-  def close(self) -> None:
+  def end_stage(self) -> None:
     self._bar.close()
 
+  def _title(self, step: int) -> str:
+    epoch = min(step // self._steps_per_epoch + 1, self._stage.epochs)
+    return f'{self._stage.name} {epoch}/{self._stage.epochs}'
 
-def gate_counts(census: Any) -> dict[str, int]:
-  """How many gates are below 0.1, undecided, above 0.9, by name."""
-  names = ('low', 'undecided', 'high')
-  return dict(zip(names, map(int, census), strict=True))
+
+def show(line: str) -> None:
+  """Prints a line above the bar, if there is one."""
+  tqdm.tqdm.write(line)
+
+
+def epoch_line(row: Mapping[str, Any]) -> str:
+  """One line about a row of metrics."""
+  line = _EPOCH.format(**row)
+  return line + _GATES.format(**row['gates']) if row['gates'] else line

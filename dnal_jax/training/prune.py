@@ -1,10 +1,11 @@
-"""From searched gates to a smaller network that is proved to be the same.
+"""From searched gates to a smaller network that is proved to be equivalent.
 
-The network is cut, run against the hard-gated one on the validation split,
-and handed over only if the two agree to rounding.
+The network is pruned, run beside the masked one (full size, closed gates at 0)
+on the validation split, and handed over only if the two agree to rounding.
 """
 
 from collections.abc import Callable
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,53 +14,75 @@ import numpy as np
 
 from dnal_jax import errors, nn
 from dnal_jax.graph import surgery, walk
+from dnal_jax.models import Network
 from dnal_jax.parallel import mesh
 from dnal_jax.search import channel_gates
 from dnal_jax.training import evaluate
 from dnal_jax.training.stages import Stage
 
 
-class Pruned(NamedTuple):
-  """A compact network and how it compares with what it was cut from."""
+@dataclasses.dataclass(frozen=True)
+class PrunableModel:
+  """A network, and the part of it that is left."""
 
+  full: Network
+  image_shape: tuple[int, int, int]  # height, width, channels
+  full_gates: dict[str, nn.Ids]  # gate path -> all its channels
+  net: Network  # what is left
+  graph: walk.Graph  # of `net`
+
+  @classmethod
+  def create(
+    cls, full: Network, image_shape: tuple[int, int, int], keep: nn.Keep
+  ) -> 'PrunableModel':
+    """The channels `keep` of a full network; {} keeps all."""
+    graph = walk.graph_of(full, image_shape)
+    model = cls(full, image_shape, graph.gates, full, graph)
+    return model.with_channels(keep) if keep else model
+
+  def with_channels(self, keep: nn.Keep) -> 'PrunableModel':
+    """The same network with the channels `keep` of the full one."""
+    net = surgery.with_keep(self.full, keep)
+    graph = walk.graph_of(net, self.image_shape)
+    return dataclasses.replace(self, net=net, graph=graph)
+
+  @property
+  def gated_channels(self) -> int:
+    """How many channels of the full network have a gate."""
+    return sum(map(len, self.full_gates.values()))
+
+  @property
+  def kept_channels(self) -> int:
+    """How many of them are left."""
+    return sum(map(len, self.graph.gates.values()))
+
+  def initial_gate_logits(self) -> Any:
+    """Gate logits with which a search begins: 0, which is a gate of 1/2."""
+    gates = self.graph.shapes.get('gates', {})
+    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), gates)
+
+
+class Cut(NamedTuple):
+  """What is pruned on entry of a stage, by the gates of a search before it."""
+
+  search: Stage
+  threshold: float  # channels with gates above it are kept
+  multiple: int  # of which the widths kept are made multiples
+  stages_ahead: int  # 1: on entry of the next stage
+
+
+class Pruned(NamedTuple):
+  """A pruned network and how it compares with the masked one."""
+
+  model: PrunableModel
   keep: nn.Keep
   params: Any
   batch_stats: Any
   comparison: evaluate.Comparison  # on validation
 
 
-class PrunableModel:
-  """A network, and the part of it that is left by now."""
-
-  def __init__(self, full: Any, image_shape: tuple[int, int, int]):
-    self.full, self.image_shape = full, image_shape
-    self.cut({})
-    self.known = self.graph.gates  # gate -> ids of all its channels
-    self.gates = self.kept  # channels that have a gate
-
-  def cut(self, keep: nn.Keep) -> None:
-    """From now on the network with these channels; {}: with all."""
-    self.net = surgery.with_keep(self.full, keep)
-    self.graph = walk.graph_of(self.net, self.image_shape)
-    self.kept = sum(map(len, self.graph.gates.values()))
-
-  def zeros(self) -> Any:
-    """Logits with which a network begins: all gates undecided."""
-    gates = self.graph.shapes.get('gates', {})
-    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), gates)
-
-
-class Cut(NamedTuple):
-  """What is cut on entry of a stage, by the gates of a search before it."""
-
-  search: Stage
-  threshold: float  # gates above it stay
-  multiple: int  # of which the widths kept are made multiples
-  stages_ahead: int  # 1: the next stage cuts
-
-
 def next_cut(stages: tuple[Stage, ...], here: int) -> Cut | None:
-  """The next cut of what stage number `here` or the last one before searches;
+  """The next pruning by the last search among the stages up to number `here`;
   None if there is none."""
   searches = [s for s in stages[: here + 1] if s.delta_end is not None]
   for ahead, stage in enumerate(stages[here + 1 :], 1):
@@ -69,47 +92,49 @@ def next_cut(stages: tuple[Stage, ...], here: int) -> Cut | None:
   return None
 
 
-def pruning_warning(network: PrunableModel, gate_logits: Any, cut: Cut) -> str:
-  """What would be wrong with the cut if the search ended now, for people; ''
-  if nothing is."""
-  decided = _decide(network, gate_logits, cut)
-  kept = sum(map(len, decided.keep.values()))
-  if kept == network.kept:
+def pruning_warning(
+  model: PrunableModel, gate_logits: Any, cut: Cut
+) -> str | None:
+  """What would be wrong with pruning if the search ended now; None if
+  nothing is."""
+  decision = _decide(model, gate_logits, cut)
+  penalty = cut.search.penalty
+  if sum(map(len, decision.keep.values())) == model.kept_channels:
     return (
-      'as the gates are now, no channel would be cut: the penalty,'
-      f' {cut.search.penalty:g}, may be too small for so few steps'
+      'as the gates are now, no channel would be pruned: the penalty,'
+      f' {penalty:g}, may be too small for so few steps'
     )
-  if decided.closed:
+  if decision.closed:
     return (
-      'as the gates are now, every channel would be cut of'
-      f' {", ".join(decided.closed)}, which nothing bypasses: the penalty,'
-      f' {cut.search.penalty:g}, may be too large for so many steps'
+      'as the gates are now, every channel would be pruned of'
+      f' {", ".join(decision.closed)}, which nothing bypasses: the penalty,'
+      f' {penalty:g}, may be too large for so many steps'
     )
-  return ''
+  return None
 
 
-def prune(
-  network: PrunableModel,
+def prune_model(
+  model: PrunableModel,
   params: Any,
   gate_logits: Any,
   batch_stats: Any,
   cut: Cut,
   *,
   evaluator: evaluate.Evaluator,
-  decided: Callable[[nn.Keep], None],
+  on_decision: Callable[[nn.Keep], None],
 ) -> Pruned:
-  """Cuts to the gates above the threshold at the search's last delta, and to
+  """Prunes to the gates above the threshold at the search's last delta, and to
   widths that are multiples (`channel_gates.hard`).
 
-  `decided` is told the surviving channels first, so that they are kept even
-  if nothing can be built on them. `network` stays as it was.
+  `on_decision` is called with the channels to keep before anything is built of
+  them, so that they are on disk even if that fails.
 
   Raises:
     UserError: closed gates keep the image from the classifier.
-    RuntimeError: the two networks are not the same function.
+    RuntimeError: the pruned and the masked network are not the same function.
   """
-  gates, keep, closed, small, small_graph = _decide(network, gate_logits, cut)
-  decided(keep)
+  gates, keep, closed, small = _decide(model, gate_logits, cut)
+  on_decision(keep)
   if closed:
     penalty = cut.search.penalty
     raise errors.UserError(
@@ -118,25 +143,24 @@ def prune(
       f' --workdir with a smaller penalty than {penalty:g}, say'
       f' {penalty / 3:.2g}; the search result is kept'
     )
-  gated = {'params': params, 'batch_stats': batch_stats, 'gates': gates}
-  variables = mesh.put_replicated(
-    surgery.cut(gated, network.graph, small_graph)
-  )
+  masked = {'params': params, 'batch_stats': batch_stats, 'gates': gates}
+  pruned = surgery.cut(masked, model.graph, small.graph)
+  pruned = mesh.put_replicated(pruned)
   comparison = evaluator.compare(
-    (network.net, gated), (small, variables), 'validation'
+    (model.net, masked), (small.net, pruned), 'validation'
   )
-  return Pruned(keep, variables['params'], variables['batch_stats'], comparison)
+  params, batch_stats = pruned['params'], pruned['batch_stats']
+  return Pruned(small, keep, params, batch_stats, comparison)
 
 
-class _Decided(NamedTuple):
+class _Decision(NamedTuple):
   gates: Any  # 0 and 1
   keep: nn.Keep
   closed: list[str]  # gates that keep the image from the classifier
-  small: Any  # the network with these channels
-  small_graph: walk.Graph
+  small: PrunableModel  # with these channels
 
 
-def _decide(network: PrunableModel, gate_logits: Any, cut: Cut) -> _Decided:
+def _decide(model: PrunableModel, gate_logits: Any, cut: Cut) -> _Decision:
   delta_end = cut.search.delta_end
   assert delta_end is not None
   hard = partial(
@@ -146,8 +170,7 @@ def _decide(network: PrunableModel, gate_logits: Any, cut: Cut) -> _Decided:
     multiple=cut.multiple,
   )
   gates = jax.jit(hard)(gate_logits)
-  keep = channel_gates.kept_channels(gates, network.graph.gates, network.known)
-  small = surgery.with_keep(network.full, keep)
-  graph = walk.graph_of(small, network.image_shape)
-  closed = [gate for gate in graph.cut_off_by if not keep[gate]]
-  return _Decided(gates, keep, closed, small, graph)
+  keep = channel_gates.kept_channels(gates, model.graph.gates, model.full_gates)
+  small = model.with_channels(keep)
+  closed = [gate for gate in small.graph.cut_off_by if not keep[gate]]
+  return _Decision(gates, keep, closed, small)

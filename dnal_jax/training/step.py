@@ -36,16 +36,17 @@ def train_step(
   """One step of any stage: loss = cross-entropy + lambda * penalty, with the
   stage's `hyperparams` of the epoch.
 
-  With `grad_accum_steps` N the batch is worked off in N parts, one after the other,
-  which takes 1/N of the memory for feature maps: gradients and the updates of
-  BatchNorm's averages are means over the parts (ours). Each part is normalised
-  by its own moments.
+  With `grad_accum_steps` N the batch is processed in N parts, one after the
+  other, which takes 1/N of the memory for feature maps: gradients and updates
+  of BatchNorm's running averages are means over the parts (ours). Each part is
+  normalised by its own moments.
 
-  The images' dtype is the one computed in; parameters, statistics and the loss
-  are float32. Metrics 'loss' (the cross-entropy alone) and 'correct' are sums
-  over the batch; 'gate_sum' is the sum over all gates of sigmoid(s), 'gates'
-  (where the stage searches) the census [3] of gate values, both as the step
-  found them; 'finite' is False where the loss or a gradient is NaN or infinite.
+  The network computes in the dtype of the images; parameters, statistics and
+  the loss are float32. Metrics 'loss' (the cross-entropy alone) and 'correct'
+  are sums over the batch; 'gate_sum' is the sum over all gates of sigmoid(s),
+  'gates' (where the stage searches) how many gates are low, undecided and high
+  [3], both before the update; 'finite' is False where the loss or a gradient is
+  NaN or infinite.
   """
   paths = flat_leaves(state.params, state.gate_logits)
   tx = stage.optimizer(paths, steps_per_epoch, hyperparams.rates)
@@ -64,7 +65,7 @@ def train_step(
     grads, (batch_stats, metrics) = gradients(batch)
   else:
     grads, batch_stats, metrics = _in_parts(gradients, batch, grad_accum_steps)
-  # What is not finite anywhere leaves no finite sum.
+  # A NaN or infinity anywhere makes the sum one, too.
   total = metrics['loss'] + sum(g.sum() for g in grads.values())
   metrics['finite'] = jnp.isfinite(total)
   updates, opt_state = tx.update(grads, state.opt_state, trained)
@@ -110,8 +111,8 @@ def _loss(
   net: Any,
   stage: Stage,
 ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-  """What is differentiated by `trained`; beside it the updated statistics and
-  the metrics."""
+  """The loss as a function of the leaves that train; beside it the updated
+  statistics and the metrics."""
   tree = trees.unflatten({**trained, **frozen})
   gate_logits = tree.get('gates', {})
   gates = channel_gates.gate_values(gate_logits, hyperparams.delta)
@@ -138,8 +139,8 @@ def _loss(
 
 def _in_parts(gradients, batch: Batch, parts: int) -> tuple[Any, Any, Any]:
   """Means of gradients and statistics, and metrics, over parts of the batch."""
-  # A part is every n-th row: of the rows that a device has, as many as of any
-  # other's, so that none has to travel.
+  # A part is every n-th row, so that each device has equally many rows of it
+  # and none are exchanged.
   batches = jax.tree.map(
     lambda a: jnp.moveaxis(a.reshape(-1, parts, *a.shape[1:]), 1, 0), batch
   )
@@ -162,7 +163,7 @@ def _in_parts(gradients, batch: Batch, parts: int) -> tuple[Any, Any, Any]:
 
 
 def _averaged(average, latest, decay: float, step: jax.Array):
-  """decay * average + (1 - decay) * latest; early on the decay is less, so
-  that the first weights are forgotten (TensorFlow's rule)."""
+  """decay * average + (1 - decay) * latest; the decay is smaller in the first
+  steps, so that the initial weights are forgotten (TensorFlow's rule)."""
   now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   return jax.tree.map(lambda a, b: now * a + (1 - now) * b, average, latest)

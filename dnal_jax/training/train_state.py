@@ -1,4 +1,4 @@
-"""What a train step changes."""
+"""All that a train step changes, and its state at the start of a stage."""
 
 from typing import Any, NamedTuple
 
@@ -10,14 +10,14 @@ from dnal_jax.training.stages import Stage
 
 
 class TrainState(NamedTuple):
-  """All that a step changes."""
+  """All that a train step changes; what a checkpoint holds."""
 
   step: jax.Array  # int32: steps done in this stage
   params: Any
-  gate_logits: Any  # of the gates; the structure of the `gates` collection
+  gate_logits: Any  # the structure of the `gates` collection
   batch_stats: Any
   opt_state: Any  # over the leaves that the stage trains
-  # Running average of (params, batch_stats); () in a stage without.
+  # Running average of (params, batch_stats); () in a stage without one.
   average: tuple[Any, Any] | tuple[()] = ()
 
   @property
@@ -31,20 +31,22 @@ def create_train_state(
 ) -> TrainState:
   """The state at the start of a stage: new momenta, step 0."""
   trained, _ = split_trained(stage, params, gate_logits)
-  # The rates make no difference to what an optimizer begins with.
+  # An optimizer's initial state does not depend on its learning rates.
   tx = stage.optimizer(
     flat_leaves(params, gate_logits), 1, stage.hyperparams(0).rates
   )
   step = jnp.zeros((), jnp.int32)
   average: Any = ()
-  if stage.ema:  # copies: a step uses up each buffer of its state once
+  if stage.ema:  # copies, because a step donates every buffer of its state
     average = jax.tree.map(jnp.copy, (params, batch_stats))
   return TrainState(
     step, params, gate_logits, batch_stats, tx.init(trained), average
   )
 
 
-def flat_leaves(params, gate_logits) -> dict[str, Any]:
+def flat_leaves(params: Any, gate_logits: Any) -> dict[str, Any]:
+  """{path: leaf} of everything that a stage may train; paths begin with
+  'params/' or 'gates/'."""
   return trees.flatten({'params': params, 'gates': gate_logits})
 
 

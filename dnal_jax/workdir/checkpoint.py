@@ -113,10 +113,11 @@ class Checkpoints:
     if free < self._needed:
       raise self._full(f'{free:,} bytes free')
     told = {
-      'position': dataclasses.asdict(position),
+      'position': position.to_json(),
       'leaves': {key: _told(leaf) for key, leaf in tree.items()},
     }
-    self._stay.best = position.best['number'] if position.best else None
+    best = position.result.best
+    self._stay.best = best['number'] if best else None
     with self._disk():
       self._manager.save(
         position.number,
@@ -158,9 +159,11 @@ class Checkpoints:
           processes.allgather_json(None)  # once the first has moved them
           self._manager.reload()
         position, state = whole
-        if position.best and position.best['number'] not in found:
+        best = position.result.best
+        if best and best['number'] not in found:
           # It made room for a better one, which is damaged and will come again.
-          position.best = None
+          result = dataclasses.replace(position.result, best=None)
+          position = dataclasses.replace(position, result=result)
         return position, state
       reasons.append(f"'{self._directory / str(number)}' ({reason})")
       print(f'damaged, trying the checkpoint before: {reasons[-1]}')

@@ -5,59 +5,45 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import tqdm
-
 from dnal_jax import errors
 from dnal_jax.config import RunConfig
 from dnal_jax.cost import exact
+from dnal_jax.training.prune import PrunableModel
 from dnal_jax.workdir import json_files
 from dnal_jax.workdir.run_state import RunState
 
 
-def tell_cut(kept: int, gates: int, gated: float, cut: float) -> None:
-  """Prints what the cut has left, and top-1 (shares of 1) before and after."""
-  tqdm.tqdm.write(
-    f'cut to {kept} of {gates} gated channels: validation {gated:.2%} gated,'
-    f' {cut:.2%} cut'
-  )
-
-
-def tell_broken(of_each: list[list[str]]) -> None:
-  """Prints how many images any process has left out, if one has."""
-  names = {name for names in of_each for name in names}
-  if names:
-    print(f'{len(names)} images could not be decoded and were skipped')
-
-
 def make_result(
-  settings: RunConfig,
-  position: RunState,
+  config: RunConfig,
+  run: RunState,
+  model: PrunableModel,
   *,
-  baseline: exact.Counts,
-  learned: exact.Counts | None,
-  gates: int,
-  kept: int | None,
   final: Mapping[str, float],
   test: Mapping[str, float],
 ) -> dict[str, Any]:
   """What result.json holds; a figure that was not measured is None.
 
-  `final` and `test` are evaluations of the last network, on the validation
-  and on the test split; shares of 1.
+  `final` and `test` are evaluations (`Evaluator`) of the final network on the
+  validation and on the test split.
   """
+  full = exact.count(model.full, model.image_shape)
+  learned = exact.count(model.net, model.image_shape) if run.keep else None
   return {
-    'network': settings.network.name,
-    'dataset': settings.data.title,
-    'seed': settings.seed,
-    'stages': position.stages,
-    'rollbacks': position.rollbacks,
-    'baseline': dataclasses.asdict(baseline),
+    'network': config.network.name,
+    'dataset': config.data.title,
+    'seed': config.seed,
+    'stages': [dataclasses.asdict(stage) for stage in run.result.stages],
+    'rollbacks': run.result.rollbacks,
+    'baseline': dataclasses.asdict(full),
     'learned': dataclasses.asdict(learned) if learned else None,
-    'gates': {'total': gates, 'kept': kept},
-    'top1': {**position.top1, 'final': final['top1']},
+    'gates': {
+      'total': model.gated_channels,
+      'kept': model.kept_channels if run.keep else None,
+    },
+    'top1': {**run.result.top1, 'final': final['top1']},
     'top5': {'final': final['top5']},
-    'best_checkpoint': position.best,
-    'compact_max_abs_diff': position.compact_max_abs_diff,
+    'best_checkpoint': run.result.best,
+    'compact_max_abs_diff': run.result.compact_max_abs_diff,
     'test_top1': test['top1'],
     'test_top5': test['top5'],
   }

@@ -1,156 +1,157 @@
 """What a run leaves in its folder beside checkpoints.
 
-All processes call it with the same; the first one writes, and as long as it
-does, the folder is no other run's.
+All processes call a writer alike; that of the primary one writes, and as long
+as it is open, no other run can use the folder.
 """
 
 from collections.abc import Iterator, Mapping
 import contextlib
-from functools import partial
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from dnal_jax import errors, nn
 from dnal_jax.config import RunConfig
-from dnal_jax.cost import exact
 from dnal_jax.graph import surgery
 from dnal_jax.parallel import processes
-from dnal_jax.training.prune import PrunableModel
+from dnal_jax.training.hooks import Hook
 from dnal_jax.workdir import (
   architecture,
   json_files,
   layout,
   lock,
-  metrics_file,
-  result_file,
-  status_file,
+  tensorboard,
   weights,
 )
-from dnal_jax.workdir.run_state import RunState
+from dnal_jax.workdir.metrics_file import MetricsFile
+from dnal_jax.workdir.status_file import StatusFile
+
+
+class Writer(Protocol):
+  """Writes files of one run.
+
+  Raises:
+    UserError: from every method, if the folder cannot be written or another
+      process has taken it over.
+  """
+
+  def hooks(self, epochs_done: int) -> list[Hook]:
+    """Those that write while the run goes on from `epochs_done` epochs."""
+    ...
+
+  def check(self) -> None:
+    """Raises UserError if the folder is another process's by now."""
+    ...
+
+  def write_architecture(self, keep: nn.Keep) -> None:
+    """The channels that are left."""
+    ...
+
+  def write_result(
+    self, variables: surgery.Variables, result: Mapping[str, Any]
+  ) -> None:
+    """The final network and, last of all, as the sign of a finished run, its
+    figures."""
+    ...
 
 
 @contextlib.contextmanager
-def claimed(
-  settings: RunConfig,
-  config: Mapping[str, Any],
+def open_writer(
+  config: RunConfig,
+  config_dict: Mapping[str, Any],
   workdir: pathlib.Path,
   steps_per_epoch: int,
-) -> Iterator[status_file.StatusFile]:
-  """For the first process: the folder is of this config, locked while this is
-  entered, and tells how far the run is.
+) -> Iterator[Writer]:
+  """Locks the folder for this run, and writes its config.json if it is new.
 
   Raises:
-    UserError: it is another's or in use, or cannot be written.
-  """
-  with lock.Lock(workdir) as held:
-    layout.check_config(workdir, config)  # another may have been here meanwhile
-    layout.write_config(workdir, config)
-    with status_file.StatusFile(
-      settings, workdir, held, steps_per_epoch
-    ) as told:
-      yield told
-
-
-class Writer:
-  """Progress, metrics, architecture, weights and result of one run.
-
-  Raises:
-    UserError: from whatever writes, if the folder cannot be written.
+    UserError: in all processes; the folder is of another config, in use, cannot
+      be written, or is not shared by all processes.
   """
 
-  def __init__(
-    self,
-    settings: RunConfig,
-    workdir: pathlib.Path,
-    progress: status_file.StatusFile | None,  # None: not the first process
-    position: RunState,  # where it begins or goes on
-  ):
-    self._settings, self._workdir = settings, workdir
-    self._progress = progress
-    self._metrics = None
-    if processes.is_primary():
-      with self._writing():
-        self._metrics = metrics_file.Metrics(
-          workdir, position.epochs_done, settings.tensorboard
-        )
+  def open_files() -> Writer:
+    held = stack.enter_context(lock.Lock(workdir))
+    layout.check_config(workdir, config_dict)  # once more: it is locked now
+    layout.write_config(workdir, config_dict)
+    status = StatusFile(config, workdir, held, steps_per_epoch)
+    return _PrimaryWriter(config, workdir, stack.enter_context(status))
 
-  def stage(self, index: int, done: int) -> None:
-    """Stage `index` begins, or goes on behind so many of its steps."""
-    if self._progress is not None:
-      self._progress.stage(index, done)
+  with contextlib.ExitStack() as stack:
+    writer = processes.run_on_primary(open_files)
+    processes.check_shared_file(workdir / 'config.json')
+    yield writer or _NullWriter()
 
-  def steps(self, done: int, metrics: Mapping[str, Any]) -> None:
-    """So many more steps done; metrics of the last of them."""
-    if self._progress is not None:
-      self._progress.steps(done, metrics)
 
-  def epoch(self, row: metrics_file.Row, gates: Mapping[str, Any]) -> None:
-    """A row of metrics; `gates` {path: values} become histograms."""
-    if self._progress is not None and self._metrics is not None:
-      self._progress.check()
-      with self._writing():
-        self._metrics.write(row, gates)
-      self._progress.epoch(row['validation_top1'])
+class _NullWriter:
+  """Of a process that does not write."""
+
+  def hooks(self, epochs_done: int) -> list[Hook]:
+    del epochs_done
+    return []
 
   def check(self) -> None:
-    """Raises UserError if another process has the folder by now."""
-    if self._progress is not None:
-      self._progress.check()
+    pass
 
-  def architecture(self, keep: nn.Keep) -> None:
-    """The channels that survive."""
-    if not processes.is_primary():
-      return
+  def write_architecture(self, keep: nn.Keep) -> None:
+    pass
+
+  def write_result(
+    self, variables: surgery.Variables, result: Mapping[str, Any]
+  ) -> None:
+    pass
+
+
+class _PrimaryWriter(Hook):
+  """Of the process that writes. As a hook, it passes epochs on to its files
+  once it has checked that the folder is its own."""
+
+  def __init__(
+    self, config: RunConfig, workdir: pathlib.Path, status: StatusFile
+  ):
+    self._config, self._workdir, self._status = config, workdir, status
+    self._epoch_files: list[Hook] = []
+
+  def hooks(self, epochs_done: int) -> list[Hook]:
+    with self._reporting_disk_errors():
+      self._epoch_files = [MetricsFile(self._workdir, epochs_done)]
+      if self._config.tensorboard and tensorboard.installed():
+        self._epoch_files.append(tensorboard.TensorBoard(self._workdir))
+    return [self, self._status]
+
+  def end_epoch(self, row: Mapping[str, Any], gates: Mapping[str, Any]) -> None:
     self.check()
-    network = self._settings.network
-    with self._writing():
+    with self._reporting_disk_errors():
+      for file in self._epoch_files:
+        file.end_epoch(row, gates)
+
+  def check(self) -> None:
+    self._status.check_lock()
+
+  def write_architecture(self, keep: nn.Keep) -> None:
+    self.check()
+    network = self._config.network
+    with self._reporting_disk_errors():
       architecture.write(
         self._workdir,
         network.name,
         network.width,
-        self._settings.classes,
-        self._settings.image_shape,
+        self._config.classes,
+        self._config.image_shape,
         keep,
       )
 
-  def end(
-    self,
-    variables: surgery.Variables,
-    network: PrunableModel,
-    position: RunState,
-    *,
-    final: Mapping[str, float],
-    test: Mapping[str, float],
-  ) -> dict[str, Any]:
-    """The final network, and last of all, as the sign of a finished run, its
-    figures, which are returned; `final` and `test` are what it was measured
-    at (`result_file.make_result`)."""
-    pruned = bool(position.keep)
-    if not pruned:
-      self.architecture(network.known)
-    count = partial(exact.count, image_shape=self._settings.image_shape)
-    result = result_file.make_result(
-      self._settings,
-      position,
-      baseline=count(network.full),
-      learned=count(network.net) if pruned else None,
-      gates=network.gates,
-      kept=network.kept if pruned else None,
-      final=final,
-      test=test,
-    )
-    if processes.is_primary():
-      self.check()
-      with self._writing():
-        weights.write(self._workdir, jax.device_get(variables))
-        json_files.write_json(self._workdir / 'result.json', result)
-    return result
+  def write_result(
+    self, variables: surgery.Variables, result: Mapping[str, Any]
+  ) -> None:
+    self.check()
+    with self._reporting_disk_errors():
+      weights.write(self._workdir, jax.device_get(variables))
+      json_files.write_json(self._workdir / 'result.json', result)
 
   @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
-    """Tells of a disk that is full, or may not be written any more."""
+  def _reporting_disk_errors(self) -> Iterator[None]:
+    """Raises UserError for a disk that is full or not writable any more."""
     try:
       yield
     except OSError as error:

@@ -1,0 +1,121 @@
+"""Pruning: what is decided, what is built of it, and warnings before."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dnal_jax import errors, models
+from dnal_jax.training import evaluate, prune
+from dnal_jax.training.optimizer import ParamGroup
+from dnal_jax.training.schedule import LearningRate
+from dnal_jax.training.stages import Stage
+
+RATE = LearningRate(0.1)
+WARMUP = Stage('warmup', 2, {'w': ParamGroup('params/.*', RATE)})
+SEARCH = Stage(
+  'search', 4, {'g': ParamGroup('gates/.*', RATE)}, delta_end=1e4, penalty=0.1
+)
+FINETUNE = Stage(
+  'finetune',
+  2,
+  {'w': ParamGroup('params/.*', RATE)},
+  gate_threshold=0.9,
+  channel_multiple=8,
+)
+
+
+@pytest.fixture(scope='module')
+def model():
+  net = models.get('vgg7_digits').build(classes=10)
+  return prune.PrunableModel.create(net, (8, 8, 1), {})
+
+
+def gate_logits(model, value):
+  zeros = model.initial_gate_logits()
+  return jax.tree.map(lambda a: jnp.asarray(a) + value, zeros)
+
+
+def test_the_next_cut():
+  stages = (WARMUP, SEARCH, WARMUP, FINETUNE, SEARCH)
+  cuts = [prune.next_cut(stages, here) for here in range(5)]
+  assert cuts == [
+    None,  # nothing is searched yet
+    prune.Cut(SEARCH, 0.9, 8, 2),
+    prune.Cut(SEARCH, 0.9, 8, 1),
+    None,
+    None,
+  ]
+
+
+def test_pruning_warning(model):
+  cut = prune.Cut(SEARCH, 0.9, 1, 1)
+  nothing = prune.pruning_warning(model, gate_logits(model, 1.0), cut)
+  assert 'no channel would be pruned' in nothing
+  assert '0.1, may be too small' in nothing
+  everything = prune.pruning_warning(model, gate_logits(model, -1.0), cut)
+  assert 'every channel would be pruned of gate1_1' in everything
+  assert '0.1, may be too large' in everything
+  one_layer = gate_logits(model, 1.0)
+  one_layer['gate2_1'] = jax.tree.map(jnp.negative, one_layer['gate2_1'])
+  warning = prune.pruning_warning(model, one_layer, cut)
+  assert 'pruned of gate2_1,' in warning
+  some = gate_logits(model, 1.0)
+  some['gate2_1'] = jax.tree.map(lambda a: a.at[0].set(-1.0), some['gate2_1'])
+  assert prune.pruning_warning(model, some, cut) is None
+
+
+def test_a_model_of_fewer_channels_leaves_the_full_one_as_it_is(model):
+  keep = {gate: ids[:3] for gate, ids in model.full_gates.items()}
+  small = model.with_channels(keep)
+  assert (model.kept_channels, small.kept_channels) == (448, 18)
+  assert small.gated_channels == model.gated_channels == 448
+  again = prune.PrunableModel.create(model.full, (8, 8, 1), keep)
+  assert (again.net, again.graph.gates) == (small.net, small.graph.gates)
+  assert small.with_channels(model.full_gates).kept_channels == 448
+
+
+class Agreeing:
+  """An evaluator for which the two networks are the same."""
+
+  def compare(self, masked, pruned, split):
+    self.compared = masked, pruned, split
+    return evaluate.Comparison(0.5, 0.5, 0.0)
+
+
+def test_decision_is_handed_over_before_anything_can_fail(model):
+  """And a layer that nothing bypasses may not lose all its channels."""
+  net = model.full
+  variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+  params, stats = variables['params'], variables['batch_stats']
+  cut, decisions = prune.Cut(SEARCH, 0.9, 1, 1), []
+
+  def pruned(logits):
+    return prune.prune_model(
+      model,
+      params,
+      logits,
+      stats,
+      cut,
+      evaluator=evaluator,
+      on_decision=decisions.append,
+    )
+
+  evaluator = Agreeing()
+  logits = gate_logits(model, 1.0)
+  logits['gate3_2']['g'] = logits['gate3_2']['g'].at[5:].set(-1.0)
+  result = pruned(logits)
+  assert result.keep == decisions[0]
+  assert result.keep['gate3_2'] == (0, 1, 2, 3, 4)
+  assert result.model.kept_channels == 448 - 128 + 5
+  assert result.params['conv3_2']['kernel'].shape == (3, 3, 128, 5)
+  (masked_net, masked), (pruned_net, _), split = evaluator.compared
+  assert (masked_net, pruned_net, split) == (
+    model.net, result.model.net, 'validation'
+  )  # fmt: skip
+  assert masked['gates']['gate3_2']['g'].sum() == 5
+  logits['gate2_1']['g'] = -logits['gate2_1']['g']
+  with pytest.raises(errors.UserError) as raised:
+    pruned(logits)
+  assert 'every channel of gate2_1' in str(raised.value)
+  assert 'smaller penalty than 0.1, say 0.033' in str(raised.value)
+  assert decisions[1]['gate2_1'] == ()
