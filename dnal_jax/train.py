@@ -253,7 +253,7 @@ def _end_epoch(
   started = time.perf_counter()
   searches, epoch = stage.delta_end is not None, run.cursor.epoch + 1
   gates, counts = compiled.gates(state.gate_logits, run.cursor.epoch)
-  validation = r.evaluator(model.net, _variables(state, gates), 'validation')
+  validation = r.evaluator(model.net, state.variables(gates), 'validation')
   row = metrics.epoch_row(
     stage,
     epoch=epoch,
@@ -279,11 +279,6 @@ def _end_epoch(
   return run
 
 
-def _variables(state: TrainState, gates: Any) -> dict[str, Any]:
-  params, batch_stats = state.result
-  return {'params': params, 'batch_stats': batch_stats, 'gates': gates}
-
-
 # The end.
 
 
@@ -297,7 +292,7 @@ def _finish(
   """The last evaluation, the only one on test; the model and the result."""
   delta = stage.hyperparams(max(stage.epochs - 1, 0)).delta
   gates = channel_gates.gate_values(state.gate_logits, delta)
-  variables = _variables(state, gates)
+  variables = state.variables(gates)
   final, test = (
     r.evaluator(model.net, variables, split) for split in ('validation', 'test')
   )

@@ -25,6 +25,11 @@ class TrainState(NamedTuple):
     """(params, batch_stats) that are evaluated and handed on."""
     return self.average or (self.params, self.batch_stats)
 
+  def variables(self, gates: Any) -> dict[str, Any]:
+    """What a network is evaluated with, given the values of its gates."""
+    params, batch_stats = self.result
+    return {'params': params, 'batch_stats': batch_stats, 'gates': gates}
+
 
 def create_train_state(
   stage: Stage, params: Any, gate_logits: Any, batch_stats: Any
