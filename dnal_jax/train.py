@@ -126,7 +126,7 @@ class _Run:
   def stage(self) -> Stage:
     stage = self.settings.stages[self.position.stage]
     factor = self.position.lr_factor
-    return stage if factor == 1 else stage.slower(factor)
+    return stage if factor == 1 else stage.scaled(factor)
 
   def _where(self) -> str:
     return f"'{self.stage.name}', {self.position.told()}"

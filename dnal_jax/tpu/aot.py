@@ -17,7 +17,7 @@ from dnal_jax.data import sources
 from dnal_jax.graph import walk
 from dnal_jax.parallel import mesh
 from dnal_jax.tpu import hlo, topologies
-from dnal_jax.training import loop
+from dnal_jax.training import loop, optimizer
 from dnal_jax.training.stages import Stage
 
 # How XLA begins to tell that a program needs more memory than there is.
@@ -166,7 +166,7 @@ def ideal_all_reduce(stage: Stage, graph: walk.Graph) -> int:
 def _trained(stage: Stage, graph: walk.Graph) -> Mapping[str, str]:
   """{path: group} of what the stage trains."""
   kinds = {k: graph.shapes[k] for k in ('params', 'gates') if k in graph.shapes}
-  return stage.groups(trees.flatten(kinds))
+  return optimizer.assign_groups(stage.train, trees.flatten(kinds))
 
 
 def _bytes(shape: jax.ShapeDtypeStruct) -> int:
