@@ -4,7 +4,7 @@ The position says where a run stands; it is saved with every checkpoint, and a
 run goes on from the newest one as if nothing had happened.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import contextlib
 from functools import partial
 import pathlib
@@ -203,9 +203,9 @@ class _Run:
       also=self.output.steps,
     )
     self.output.stage(position.stage, done_of_stage)
-    with contextlib.closing(self.source.train_inputs(done)) as inputs:
+    with contextlib.closing(self.source):
       while position.epoch < self.stage.epochs:
-        self._epoch(compiled, inputs, bar)
+        self._epoch(compiled, bar)
         self._save()
         self.stop.check(self._where())
     bar.close()
@@ -213,13 +213,12 @@ class _Run:
   def _epoch(
     self,
     stage: loop.CompiledStage,
-    inputs: Iterator,
     bar: progress_bar.ProgressBar,
   ) -> None:
     """Trains to the end of the epoch, evaluates, and tells of it."""
     position, searches = self.position, self.stage.delta_end is not None
     bar.begin(f'{self.stage.name} {position.epoch + 1}/{self.stage.epochs}')
-    self._steps(stage, inputs, bar)
+    self._steps(stage, bar)
     evaluation = time.perf_counter()
     gates, census = stage.gates(self.state.gate_logits, position.epoch)
     sums = position.end_epoch()
@@ -247,7 +246,6 @@ class _Run:
   def _steps(
     self,
     stage: loop.CompiledStage,
-    inputs: Iterator,
     bar: progress_bar.ProgressBar,
   ) -> None:
     """The steps that are left of the epoch; saves now and then."""
@@ -261,7 +259,7 @@ class _Run:
         first = position.steps_of_stage + 1
         self.state, metrics = stage.train(
           self.state,
-          inputs,
+          step=position.steps_done,
           steps=steps,
           epoch=position.epoch,
           told=bar.steps,

@@ -9,7 +9,7 @@ import pytest
 
 from dnal_jax import models
 from dnal_jax.data import Data
-from dnal_jax.data.resident import Resident
+from dnal_jax.data.resident import ResidentSource
 from dnal_jax.graph import walk
 from dnal_jax.parallel import stopping
 from dnal_jax.training import evaluate, loop, step, train_state
@@ -26,7 +26,7 @@ WARMUP = Stage('warmup', 2, {'w': ParamGroup('params/.*', LearningRate(0.05))})
 
 @pytest.fixture(scope='module')
 def source():
-  return Resident(DIGITS, seed=0, batch_size=32, eval_batch_size=100)
+  return ResidentSource.open(DIGITS, seed=0, batch_size=32, eval_batch_size=100)
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +45,7 @@ def trained(source):
     told = []
     state, metrics = stage.train(
       state,
-      source.train_inputs(0),
+      step=0,
       steps=source.steps_per_epoch,
       epoch=0,
       told=lambda done, _: told.append(done),
@@ -81,7 +81,9 @@ def test_evaluation_in_one_call_counts_every_image_once(
   got = evaluate.Evaluator(source)(net, variables, 'validation')
   inputs, batches = next(iter(source.eval_inputs('validation')))
   assert batches == 3
-  whole = Resident(DIGITS, seed=0, batch_size=32, eval_batch_size=297)
+  whole = ResidentSource.open(
+    DIGITS, seed=0, batch_size=32, eval_batch_size=297
+  )
   sums, _ = step.eval_step(variables, whole.eval_batch(inputs, 0), net=net)
   assert got['top1'] == pytest.approx(float(sums['top1']) / 297, abs=1e-7)
   assert got['loss'] == pytest.approx(float(sums['loss']) / 297, rel=1e-5)
@@ -109,7 +111,7 @@ def test_other_numbers_are_the_same_program(source):
       net, stage, source, dtype='float32', first_step=first_step
     )
     state = loop.state_shapes(stage, shapes)
-    return compiled.lower(state, source.train_shapes()).as_text()
+    return compiled.lower(state, source.input_shapes()).as_text()
 
   one = search(2, penalty=1e-3, delta_end=100.0, rate=0.1)
   other = search(9, penalty=0.04, delta_end=1e4, rate=0.3)

@@ -85,15 +85,14 @@ INSIDE = {
   'graph': {'difference': {'surgery'}, 'surgery': {'walk'}},
   'nn': {'layers': {'activations', 'features'}},
   'data': {
-    'inputs': {'batches'},
     'memory': {'cache', 'splits', 'tfds_sets'},
     'records': {'cache', 'crops', 'splits', 'tfds_sets'},
-    'resident': {'batches', 'inputs', 'memory'},
+    'pipeline': {'crops', 'records'},
+    'resident': {'batches', 'memory'},
     'sources': {
-      *('batches', 'inputs', 'memory', 'records', 'resident', 'splits'),
-      'streamed',
+      *('batches', 'memory', 'records', 'resident', 'splits', 'streamed'),
     },
-    'streamed': {'batches', 'crops', 'inputs', 'records', 'splits'},
+    'streamed': {'batches', 'pipeline', 'records', 'splits'},
     'tfds_sets': {'crops'},
   },
   'ops': {

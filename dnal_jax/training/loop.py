@@ -1,8 +1,7 @@
 """The compiled functions of a stage, and the loop that calls them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-import itertools
 import math
 import time
 from typing import Any
@@ -12,7 +11,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from dnal_jax import errors
-from dnal_jax.data.inputs import Inputs
+from dnal_jax.data.sources import Source
 from dnal_jax.parallel import mesh, stopping
 from dnal_jax.search import channel_gates
 from dnal_jax.training import step, train_state
@@ -40,7 +39,7 @@ class CompiledStage:
     self,
     net: Any,
     stage: Stage,
-    source: Inputs,
+    source: Source,
     *,
     dtype: str,  # in which the network computes
     first_step: int,  # of the stage, in the run
@@ -69,9 +68,10 @@ class CompiledStage:
       values = mesh.replicated(channel_gates.gate_values(gate_logits, delta))
       return values, channel_gates.count_by_state(values)
 
-    self._stage, self._first_step = stage, first_step
+    self._stage, self._source = stage, source
+    self._first_step = first_step
     self._gates = jax.jit(gates)
-    self._most = source.steps_at_once
+    self._most = source.steps_per_call
     steps = _several(train, self._most) if self._most > 1 else _one(train)
     # (state, inputs, n, (first_step, numbers)) -> state after n steps, their
     # metrics [self._most]. Uses up the state given.
@@ -86,15 +86,16 @@ class CompiledStage:
   def train(
     self,
     state: train_state.TrainState,
-    inputs: Iterator[Any],
     *,
+    step: int,
     steps: int,
     epoch: int,
     told: Callable[[int, dict[str, Any]], None],
     stop: stopping.StopSignal,
   ) -> tuple[train_state.TrainState, list[dict[str, Any]]]:
-    """The state after some steps of an epoch of the stage, and their metrics as
-    numpy; fewer steps than asked for where `stop` is agreed on.
+    """The state after some steps of an epoch of the stage, from step `step` of
+    the run on, and their metrics as numpy; fewer steps than asked for where
+    `stop` is agreed on.
 
     `told` gets numbers of steps that were done and the last one's metrics.
     Two calls are under way at any time, so that the device never waits.
@@ -122,11 +123,10 @@ class CompiledStage:
     left = steps
     while left and not stop.agreed:
       n = min(self._pace, left)
-      # In an epoch, one input serves all steps of a call.
-      served, *_ = itertools.islice(inputs, n)
+      inputs = self._source.inputs(step + steps - left, n)
       if self._called_with is None:
-        self._called_with = jax.eval_shape(lambda *a: a, state, served)
-      state, metrics = self._steps(state, served, n, self._given(epoch))
+        self._called_with = jax.eval_shape(lambda *a: a, state, inputs)
+      state, metrics = self._steps(state, inputs, n, self._given(epoch))
       under_way.append((n, metrics, stop.ask()))
       left -= n
       if len(under_way) == 2:
