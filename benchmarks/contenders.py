@@ -12,7 +12,6 @@ training sees.
 
 import dataclasses
 from functools import partial
-import itertools
 import time
 from typing import Any
 
@@ -71,9 +70,13 @@ class OneBatch:
 
   steps_per_epoch = 100
 
-  def __init__(self, images, labels, steps_at_once):
-    self.inputs = jax.device_put((images, labels))
-    self.steps_at_once = steps_at_once
+  def __init__(self, images, labels, steps_per_call):
+    self._inputs = jax.device_put((images, labels))
+    self.steps_per_call = steps_per_call
+
+  def inputs(self, step, n):
+    del step, n
+    return self._inputs
 
   def train_batch(self, inputs, step):
     del step
@@ -140,7 +143,7 @@ def ours(net, stage, images, labels, *, steps, at_once=64, dtype='float32'):
     nonlocal state
     state, _ = compiled.train(
       state,
-      itertools.repeat(source.inputs),
+      step=0,
       steps=steps,
       epoch=0,
       told=lambda done, metrics: None,

@@ -12,7 +12,7 @@ the loop over what it takes in one call of as many steps, less one.
 
 import argparse
 from collections.abc import Iterator
-import itertools
+import functools
 import time
 from typing import Any
 
@@ -33,13 +33,13 @@ IMAGES = 10_000
 class OnDevice:
   """A `Source` of random images that lie on the device."""
 
-  def __init__(self, data, batch_size, steps_at_once):
+  def __init__(self, data, batch_size, steps_per_call):
     self.data, self.batch_size = data, batch_size
-    self.steps_at_once = steps_at_once
+    self.steps_per_call = steps_per_call
     self.steps_per_epoch = IMAGES // batch_size
     images, labels = arrays(data)
     order = batches.epoch_order(0, jnp.asarray(0), IMAGES)
-    self.inputs = jax.device_put((images, labels, order))
+    self._inputs = jax.device_put((images, labels, order))
 
   def train_batch(self, inputs, number):
     position = number % self.steps_per_epoch
@@ -55,8 +55,9 @@ class OnDevice:
       data=self.data,
     )
 
-  def train_inputs(self) -> Iterator[Any]:
-    return itertools.repeat(self.inputs)
+  def inputs(self, step, n) -> Any:
+    del step, n
+    return self._inputs
 
 
 class FromHost(OnDevice):
@@ -68,7 +69,15 @@ class FromHost(OnDevice):
     pixels = batches.normalise(images, self.data)
     return batches.Batch(pixels, labels, jnp.ones(len(labels)))
 
-  def train_inputs(self) -> Iterator[Any]:
+  def inputs(self, step, n) -> Any:
+    del step, n
+    return next(self._batches)
+
+  @functools.cached_property
+  def _batches(self) -> Iterator[Any]:
+    return self._from_host()
+
+  def _from_host(self) -> Iterator[Any]:
     images, labels = arrays(self.data)
     rng, side, pad = np.random.default_rng(0), self.data.image, 4
     while True:
@@ -99,14 +108,13 @@ def runner(net, shape, source: Any, steps):
     net, contenders.WARMUP, source, dtype='float32', first_step=0
   )
   state = contenders.begin(net, contenders.WARMUP, shape)
-  inputs = source.train_inputs()
 
   def run():
     nonlocal state
     started = time.perf_counter()
     state, _ = compiled.train(
       state,
-      inputs,
+      step=0,
       steps=steps,
       epoch=0,
       told=lambda done, metrics: None,
@@ -128,7 +136,9 @@ def alone(net, shape, source: Any, steps):
   def run():
     nonlocal state
     started = time.perf_counter()
-    state, _ = compiled._steps(state, source.inputs, steps, compiled._given(0))
+    state, _ = compiled._steps(
+      state, source.inputs(0, steps), steps, compiled._given(0)
+    )
     jax.block_until_ready(state)
     return (time.perf_counter() - started) / steps
 

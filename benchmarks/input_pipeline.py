@@ -24,6 +24,7 @@ import argparse
 from collections.abc import Callable, Generator
 from functools import partial
 import gc
+import itertools
 import json
 import math
 import os
@@ -97,14 +98,14 @@ def our_source(name: str = '', **where: str):
   options: Any = {'validation': VALIDATION, 'flip': True, **where}
   options |= {'image': SIDE, 'classes': len(CLASSES), 'crop_scale': SCALE}
   data = Data(name, MEAN, STD, **options)
-  return streamed.Streamed(
+  return streamed.StreamedSource.open(
     data, seed=0, batch_size=BATCH, eval_batch_size=BATCH
   )
 
 
 def check_stored(source: Any, files: list[str]) -> None:
   """The TFRecords hold the bytes of the files, not images encoded anew."""
-  records = source._records['train']
+  records = source._splits['train'].records
   stored = {hash(records.read(i)[0].numpy()) for i in range(len(files))}
   assert stored == {hash(pathlib.Path(file).read_bytes()) for file in files}
 
@@ -112,8 +113,8 @@ def check_stored(source: Any, files: list[str]) -> None:
 def our_batches(source: Any) -> Batches:
   import jax
 
-  for inputs in source.train_inputs(0):
-    yield jax.block_until_ready(inputs)
+  for step in itertools.count():
+    yield jax.block_until_ready(source.inputs(step, 1))
 
 
 def tensorflow_decodes(files: list[str], workers: int) -> Batches:

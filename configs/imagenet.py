@@ -1,15 +1,15 @@
-"""What the ImageNet-1K configs have in common.
+"""The part that all ImageNet-1K configs share.
 
-Of the paper's code: crops, flip, 224 pixels, short side 256 in evaluation, mean
-and standard deviation (those in general use), a search of 10 epochs. Deviation:
-10,000 images of the training split are held out to make choices with, so that
-the 50,000 of the validation split are read once, at the end.
+As in the authors' code: crops, flip, 224 pixels, short side 256 in evaluation,
+the usual mean and standard deviation, a search of 10 epochs. Deviation: 10,000
+images of the training split are held out to make choices with, so that the
+50,000 images of the validation split are used once, at the end.
 
-For images of your own, train/CLASS/*.jpg and val/CLASS/*.jpg below DIR:
+To train on your own images, train/CLASS/*.jpg and val/CLASS/*.jpg in DIR:
 
   --config.data.folder=DIR
 
-and, where there are few of them, fewer to choose with (data.validation).
+If there are few of them, hold out fewer images (data.validation).
 """
 
 from collections.abc import Mapping
@@ -34,19 +34,19 @@ def config(
   baseline: tuple[int, Mapping[str, Any]],
 ) -> ConfigDict:
   """The three stages, or the baseline, on 1,271,167 images."""
-  config = recipe.new(
+  config = recipe.base_config(
     network,
     {
       'name': 'imagenet2012',
-      'dir': placeholder(str),  # none: TFDS_DATA_DIR
-      'folder': placeholder(str),  # images of one's own instead
-      'test_split': 'validation',  # tensorflow-datasets' name of it
+      'dir': placeholder(str),  # None: TFDS_DATA_DIR
+      'folder': placeholder(str),  # of images, replaces `name`
+      'test_split': 'validation',  # its name in tensorflow-datasets
       'image': 224,
-      'classes': placeholder(int),  # none: as many as the data has
+      'classes': placeholder(int),  # None: as many as the data has
       'mean': (0.485, 0.456, 0.406),
       'std': (0.229, 0.224, 0.225),
       'validation': 10_000,
-      'train_limit': placeholder(int),  # none: all images
+      'train_limit': placeholder(int),  # None: all images
       'crop_scale': crop_scale,
       'short_side': 256,
       'flip': True,
@@ -57,7 +57,7 @@ def config(
   config.eval_batch_size = 256
   config.checkpoint_steps = 1000
   config.penalty = penalty  # lambda
-  config.order = recipe.order(variant)
+  config.order = recipe.stage_order(variant)
   config.stages = recipe.stages(
     config,
     weight_decay=weight_decay,

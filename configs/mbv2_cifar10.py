@@ -4,12 +4,12 @@ r"""MobileNetV2 on CIFAR-10.
     --config=configs/mbv2_cifar10.py --workdir=DIR
 
   --config.penalty=5e-5: another lambda
-  --config=configs/mbv2_cifar10.py:baseline: the whole network, once
+  --config=configs/mbv2_cifar10.py:baseline: full network, no search
 
 Published for lambda = 1e-4: 36.63 M macs, 0.65 M params,
 top-1 94.01 % (baseline 91.17 M, 2.30 M, 94.31 %).
 Not measured by us yet.
-Schedule: ours (small_images.py).
+Schedule: ours, see small_images.py.
 Weight decay 1e-4, ours: between the 4e-5 of ImageNet and 5e-4.
 """
 

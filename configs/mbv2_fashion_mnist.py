@@ -4,10 +4,10 @@ r"""MobileNetV2 on Fashion-MNIST.
     --config=configs/mbv2_fashion_mnist.py --workdir=DIR
 
   --config.penalty=5e-5: another lambda
-  --config=configs/mbv2_fashion_mnist.py:baseline: the whole network, once
+  --config=configs/mbv2_fashion_mnist.py:baseline: full network, no search
 
-The paper has no such run, and we have not run it yet.
-Schedule: ours (small_images.py).
+Not in the paper, and not measured by us yet.
+Schedule: ours, see small_images.py.
 Weight decay 1e-4, ours: between the 4e-5 of ImageNet and 5e-4.
 """
 

@@ -4,7 +4,7 @@ r"""MobileNetV2 on ImageNet-1K.
     --config=configs/mbv2_imagenet.py --workdir=DIR
 
   --config.penalty=7e-5: the other row of the table
-  --config=configs/mbv2_imagenet.py:baseline: the whole network, once
+  --config=configs/mbv2_imagenet.py:baseline: full network, no search
 
 Published, not measured by us (macs, params, top-1, top-5):
 
@@ -12,15 +12,16 @@ Published, not measured by us (macs, params, top-1, top-5):
   lambda 6e-5    217.24 M, 2.87 M, 71.02 %, 89.96 %
   lambda 7e-5    207.25 M, 2.78 M, 70.91 %, 89.79 %
 
-Cost: 6 x 0.301 G macs x 1.27 M images x 180 epochs at 10 TFLOP/s = 11 hours of
-one accelerator, 8 for the baseline. Computed, not measured: a step is taken
-for three forward passes of 2 operations a mac, every stage's for a warm-up's,
-and the rate for a twentieth of a TPU v5e's peak of 197 TFLOP/s with
---config.compute_dtype=bfloat16,
-because depthwise convolutions are bound by memory.
+Cost: 6 x 0.301 G macs x 1.27 M images x 180 epochs at 10 TFLOP/s = 11 hours on
+one accelerator, 8 for the baseline. Estimated, not measured: it assumes that
+a step of any stage costs three forward passes of 2 operations per mac, at a
+twentieth of the peak of a TPU v5e (197 TFLOP/s with
+--config.compute_dtype=bfloat16), because memory bandwidth limits depthwise
+convolutions.
 
-All numbers are those of the paper's code, but the baseline's learning rate:
-the cosine of the fine-tuning (0.1, over 120 epochs) from its beginning.
+All numbers are those of the authors' code, except the learning rate of the
+baseline (ours): the cosine of the fine-tuning, 0.1 over 120 epochs, from its
+start.
 """
 
 from ml_collections import ConfigDict

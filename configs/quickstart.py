@@ -2,9 +2,10 @@
 
   python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
 
-Half a minute on 2 CPU cores. The schedule and the penalty are ours: the
-paper has no digits. A penalty acts once per step, and this search has 170 of
-them, not thousands, so it is some hundred times larger (README, "Lambda").
+Half a minute on 2 CPU cores. The schedule and the penalty are ours, as the
+paper has no digits. The penalty acts once per step; this search has 170 steps
+instead of thousands, so its penalty is about a hundred times as large (README,
+"Lambda").
 """
 
 from ml_collections import ConfigDict
@@ -13,24 +14,26 @@ from configs import recipe
 
 
 def get_config(variant: str = '') -> ConfigDict:
-  config = recipe.new(
+  config = recipe.base_config(
     'vgg7_digits',
     {
       'name': 'digits',
       'image': 8,
       'classes': 10,
-      'mean': (0.3053,),  # of the training split's pixels
+      'mean': (0.3053,),  # of the pixels of the training split
       'std': (0.3760,),
       'validation': 297,
       'crop_pad': 1,
-      'flip': False,  # a mirrored digit is no digit
+      'flip': False,  # a mirrored digit is not a digit
     },
   )
   config.batch_size = 64
   config.eval_batch_size = 256
-  config.tensorboard = False  # importing TensorFlow takes longer than a stage
+  config.tensorboard = (
+    False  # importing TensorFlow would take longer than a stage
+  )
   config.penalty = 0.04  # lambda
-  config.order = recipe.order(variant)
+  config.order = recipe.stage_order(variant)
   config.stages = recipe.stages(
     config,
     weight_decay=5e-4,

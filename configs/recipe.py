@@ -1,10 +1,10 @@
 """The paper's three stages, and the baseline, as config values.
 
-Configs call `stages`; numbers that differ between networks are arguments,
-each with its source in the config that gives it. What is here is common to
-all of the authors' code: SGD with momentum 0.9 without Nesterov, L2 on all
-weights, a search with constant learning rate 0.01 and no weight decay, over
-gates and classifier, delta growing to 1e4, and the threshold 0.9.
+Numbers that differ between networks are arguments; the config that passes them
+names their source. The numbers here are the same in all of the authors' code:
+SGD with momentum 0.9 and without Nesterov; L2 on all weights; a search of gates
+and classifier with learning rate 0.01 and no weight decay, in which delta grows
+to 1e4; and the threshold 0.9.
 """
 
 from collections.abc import Mapping
@@ -14,28 +14,31 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def new(network: str, data: Mapping[str, Any]) -> ConfigDict:
-  """What every run has; what the paper does not use is off."""
+def base_config(network: str, data: Mapping[str, Any]) -> ConfigDict:
+  """The keys of every run; everything that is not in the paper is off."""
   return ConfigDict(
     {
       'seed': 0,
       'network': {'name': network, 'width': 1.0},
       'data': data,
       'tensorboard': True,
-      'checkpoint_steps': placeholder(int),  # none: after each epoch only
-      'max_nan_restarts': 0,  # times to go back, at half the rates, at NaN or infinity
-      'profile': placeholder(int),  # none; steps of each stage to trace
+      # Steps between checkpoints; None: only one after each epoch.
+      'checkpoint_steps': placeholder(int),
+      # How often the run may go back to a checkpoint and halve the learning
+      # rates when a loss or a gradient is not finite.
+      'max_nan_restarts': 0,
+      'profile': placeholder(int),  # steps traced per stage; None: no trace
       'compute_dtype': 'float32',  # or 'bfloat16'; parameters stay float32
-      'grad_accum_steps': 1,  # parts of a batch, where the whole does not fit
+      'grad_accum_steps': 1,  # parts of a batch, if it does not fit at once
       'label_smoothing': 0.0,
-      'ema': 0.0,  # decay of an average of the weights, which is handed on
+      'ema': 0.0,  # decay of the average of the weights; 0: no average
       'nesterov': False,
     }
   )
 
 
 def stages(
-  config: ConfigDict,  # of `new`, with the penalty (lambda)
+  config: ConfigDict,  # a `base_config` to which `penalty` was added
   *,
   weight_decay: float,
   warmup: tuple[int, Mapping[str, Any]],  # epochs, learning rate
@@ -43,9 +46,9 @@ def stages(
   finetune: tuple[int, Mapping[str, Any]],
   baseline: tuple[int, Mapping[str, Any]],
 ) -> ConfigDict:
-  """Every stage by name; `config.order` says which are run."""
+  """All stages by name; `config.order` lists those that run."""
 
-  def trained(epochs, lr):
+  def train_weights(epochs, lr):
     return {
       'epochs': epochs,
       'label_smoothing': config.get_ref('label_smoothing'),
@@ -61,7 +64,7 @@ def stages(
       },
     }
 
-  def constant(match):
+  def search_group(match):
     return {
       'match': match,
       'momentum': 0.9,
@@ -71,39 +74,40 @@ def stages(
 
   return ConfigDict(
     {
-      'warmup': trained(*warmup),
+      'warmup': train_weights(*warmup),
       'search': {
         'epochs': search,
         'delta_end': 1e4,
         'penalty': config.get_ref('penalty'),
         'label_smoothing': config.get_ref('label_smoothing'),
         'train': {
-          'gates': constant('gates/.*'),
-          'head': constant('params/head/.*'),
+          'gates': search_group('gates/.*'),
+          'head': search_group('params/head/.*'),
         },
       },
       'finetune': {
-        **trained(*finetune),
+        **train_weights(*finetune),
         'gate_threshold': 0.9,
-        'channel_multiple': 1,  # 8, say: widths are rounded up to multiples of 8
+        # With 8, for example, widths are rounded up to multiples of 8.
+        'channel_multiple': 1,
       },
-      'baseline': trained(*baseline),
+      'baseline': train_weights(*baseline),
     }
   )
 
 
-def order(variant: str) -> tuple[str, ...]:
-  """The stages of `--config=FILE` and of `--config=FILE:baseline`."""
+def stage_order(variant: str) -> tuple[str, ...]:
+  """The names of the stages that run, for `--config=FILE:VARIANT`."""
   if variant not in ('', 'baseline'):
     raise ValueError(
-      f"unknown variant '{variant}' behind the config's name; there is"
-      " 'baseline', or none for warm-up, search and fine-tune"
+      f"unknown variant '{variant}' after the config's name; known is"
+      " 'baseline'; without a variant, warm-up, search and fine-tune run"
     )
   return ('baseline',) if variant else ('warmup', 'search', 'finetune')
 
 
 def cosine(base: float, horizon: float, start: float = 0.0) -> dict[str, Any]:
-  """A learning rate from base / 2 * (1 + cos(pi * start / horizon))."""
+  """base / 2 * (1 + cos(pi * (start + epoch) / horizon)) at an epoch."""
   return {
     'schedule': 'cosine',
     'base': base,
@@ -113,5 +117,5 @@ def cosine(base: float, horizon: float, start: float = 0.0) -> dict[str, Any]:
 
 
 def steps(base: float, *drops: float) -> dict[str, Any]:
-  """A learning rate that is divided by 10 after each of `drops` epochs."""
+  """`base`, divided by 10 at each of the epochs `drops`."""
   return {'schedule': 'steps', 'base': base, 'drops': drops}

@@ -4,7 +4,7 @@ r"""ResNet50 on ImageNet-1K.
     --config=configs/resnet50_imagenet.py --workdir=DIR
 
   --config.penalty=6e-5: another row of the table
-  --config=configs/resnet50_imagenet.py:baseline: the whole network, once
+  --config=configs/resnet50_imagenet.py:baseline: full network, no search
 
 Published, not measured by us (macs, params, top-1, top-5):
 
@@ -14,14 +14,14 @@ Published, not measured by us (macs, params, top-1, top-5):
   lambda 7e-5    1.44 G, 10.94 M, 72.86 %, 91.34 %
   lambda 1e-4    0.88 G,  7.18 M, 70.17 %, 89.78 %
 
-Cost: 6 x 4.09 G macs x 1.27 M images x 110 epochs at 50 TFLOP/s = 19 hours of
-one accelerator, 16 for the baseline. Computed, not measured: a step is taken
-for three forward passes of 2 operations a mac, every stage's for a warm-up's,
-and the rate for a quarter of a TPU v5e's peak of 197 TFLOP/s with
---config.compute_dtype=bfloat16.
+Cost: 6 x 4.09 G macs x 1.27 M images x 110 epochs at 50 TFLOP/s = 19 hours on
+one accelerator, 16 for the baseline. Estimated, not measured: it assumes that
+a step of any stage costs three forward passes of 2 operations per mac, at a
+quarter of the peak of a TPU v5e (197 TFLOP/s with
+--config.compute_dtype=bfloat16).
 
-All numbers are those of the paper's code, but the baseline's learning rate:
-divided by 10 every 30 epochs, PyTorch's custom for 90.
+All numbers are those of the authors' code, except the learning rate of the
+baseline: divided by 10 every 30 of 90 epochs, as in PyTorch's examples.
 """
 
 from ml_collections import ConfigDict

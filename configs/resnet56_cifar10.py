@@ -4,13 +4,13 @@ r"""ResNet56 on CIFAR-10.
     --config=configs/resnet56_cifar10.py --workdir=DIR
 
   --config.penalty=5e-5: another lambda
-  --config=configs/resnet56_cifar10.py:baseline: the whole network, once
+  --config=configs/resnet56_cifar10.py:baseline: full network, no search
 
 Published for lambda = 1e-4: 36.94 M macs, 0.25 M params,
 top-1 93.20 % (baseline 125.49 M, 0.85 M, 94.15 %).
 Not measured by us yet.
-Schedule: ours (small_images.py).
-Weight decay 1e-4: 1512.03385, section 4.2.
+Schedule: ours, see small_images.py.
+Weight decay 1e-4: arXiv 1512.03385, section 4.2.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,11 @@
-"""What the configs for 32x32 images of ten classes have in common.
+"""The part that all configs for 32x32 images of ten classes share.
 
-The paper gives results on CIFAR-10 and no settings, so the schedule is ours,
-in the proportions of its MobileNetV2 on ImageNet (80 + 10 + 90 epochs): 60
-epochs of warm-up down half a cosine of 120, 10 of search, 90 of fine-tuning
-that begin a quarter down the curve. Batch 128, learning rate 0.1, crop after
-padding by 4 and flip are the custom for CIFAR since 1512.03385, section 4.2.
+The paper has results on CIFAR-10 but no settings, so the schedule is ours. It
+has the proportions of the paper's MobileNetV2 on ImageNet (80 + 10 + 90
+epochs): a warm-up of 60 epochs over half of a cosine of 120, a search of 10,
+and a fine-tuning of 90 that starts a quarter down the curve. Batch size 128,
+learning rate 0.1, crops after padding by 4 and flips are usual for CIFAR since
+arXiv 1512.03385, section 4.2.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ def cifar10(network: str, weight_decay: float, variant: str = '') -> ConfigDict:
   """60 + 10 + 90 epochs on 45,000 images; 150 for the baseline."""
   data = {
     'name': 'cifar10',
-    # Of the training split, per channel; the figures in general use.
+    # Per channel of the training split; the usual figures.
     'mean': (0.4914, 0.4822, 0.4465),
     'std': (0.2470, 0.2435, 0.2616),
   }
@@ -27,10 +28,11 @@ def cifar10(network: str, weight_decay: float, variant: str = '') -> ConfigDict:
 def fashion_mnist(
   network: str, weight_decay: float, variant: str = ''
 ) -> ConfigDict:
-  """The same on 55,000 images, 28x28 gray, given as 32x32 in 3 channels."""
+  """The same schedule on 55,000 gray images of 28x28 pixels, padded to 32x32
+  and repeated in 3 channels."""
   data = {
     'name': 'fashion_mnist',
-    # Of the training split's 28x28 pixels (computed from the data).
+    # Of the 28x28 pixels of the training split, computed from the data.
     'mean': (0.2860, 0.2860, 0.2860),
     'std': (0.3530, 0.3530, 0.3530),
   }
@@ -38,7 +40,7 @@ def fashion_mnist(
 
 
 def _config(network, weight_decay, data, variant) -> ConfigDict:
-  config = recipe.new(
+  config = recipe.base_config(
     network,
     {
       **data,
@@ -47,16 +49,16 @@ def _config(network, weight_decay, data, variant) -> ConfigDict:
       'validation': 5000,
       'crop_pad': 4,
       'flip': True,
-      'dir': placeholder(str),  # none: TFDS_DATA_DIR
-      'train_limit': placeholder(int),  # none: all images
+      'dir': placeholder(str),  # None: TFDS_DATA_DIR
+      'train_limit': placeholder(int),  # None: all images
     },
   )
   config.batch_size = 128
   config.eval_batch_size = 500
-  # lambda: the largest of the paper's seven values, 1e-5 to 5e-4, at which its
-  # three CIFAR networks stay within 1 point of their baselines.
+  # lambda: the largest of the paper's seven values (1e-5 to 5e-4) at which all
+  # three of its CIFAR networks stay within 1 point of their baselines.
   config.penalty = 1e-4
-  config.order = recipe.order(variant)
+  config.order = recipe.stage_order(variant)
   config.stages = recipe.stages(
     config,
     weight_decay=weight_decay,

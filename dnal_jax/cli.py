@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from dnal_jax import errors
+from dnal_jax.config import RENAMED_KEYS
 from dnal_jax.parallel import processes
 
 
@@ -36,6 +37,8 @@ def run(
     unknown = re.fullmatch(r"'?(\w+)'?( Did you mean .*)?", told)
     if isinstance(error, AttributeError) and unknown:
       hint = unknown[2] or ' The config file has no such key there.'
+      if unknown[1] in RENAMED_KEYS:
+        hint = f" Did you mean '{RENAMED_KEYS[unknown[1]]}'?"
       _give_up(f"unknown config key '{unknown[1]}'.{hint}")
     _give_up(f'{type(error).__name__}: {told}')
   if len(argv) > 1 and not arguments:

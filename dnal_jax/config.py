@@ -1,24 +1,33 @@
-"""From the ConfigDict to frozen dataclasses, once, refusing what is unknown.
+"""Turns a config into frozen dataclasses, once, and refuses what is unknown.
 
-Nothing behind this module ever sees a ConfigDict. The config's `stages` holds
-every stage by name and `order` the list of those to run.
+No code behind this module sees a ConfigDict. In a config, `stages` holds every
+stage by name, and `order` lists the names of those that run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import math
 import types
 import typing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from dnal_jax import data, errors, models, trees
+from dnal_jax import data, errors, limits, models, trees
 from dnal_jax.data import sources, splits
 from dnal_jax.graph import walk
-from dnal_jax.models import limits
+from dnal_jax.limits import Range
 from dnal_jax.training import stages
+from dnal_jax.training.optimizer import assign_groups
 
-# Values that stages refer to, so that one flag sets them in all.
+# Keys at the top of a config that stages refer to: one flag sets all of them.
 _SHARED = ('penalty', 'label_smoothing', 'ema', 'nesterov')
+
+# Keys of earlier versions and what they are now, at the same place.
+RENAMED_KEYS = {
+  'accumulate': 'grad_accum_steps',
+  'rollbacks': 'max_nan_restarts',
+  'prune_below': 'gate_threshold',
+  'prune_multiple': 'channel_multiple',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +35,10 @@ class NetworkConfig:
   """A name that `models.get` knows, and the width multiplier."""
 
   name: str
-  width: float = 1.0
+  width: Annotated[float, Range(above=0, max=limits.WIDTH)] = 1.0
+
+  def __post_init__(self):
+    limits.check(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,39 +47,48 @@ class RunConfig:
 
   network: NetworkConfig
   data: data.Data
-  batch_size: int
-  eval_batch_size: int
-  seed: int
+  batch_size: Annotated[int, Range(min=1)]
+  eval_batch_size: Annotated[int, Range(min=1)]
+  seed: Annotated[int, Range(min=0, below=2**32)]
   stages: tuple[stages.Stage, ...]
-  tensorboard: bool = True  # events for TensorBoard, where clu is installed
+  tensorboard: bool = True  # write events for TensorBoard if clu is installed
   compute_dtype: Literal['float32', 'bfloat16'] = 'float32'  # in training
-  grad_accum_steps: int = 1  # parts of a batch that are worked off one by one
-  checkpoint_steps: int | None = None  # besides after every epoch
-  max_nan_restarts: int = (
-    0  # times to go back and halve rates, not to stop, at NaN
-  )
-  profile: int | None = None  # steps of each stage to trace
+  # Parts of a batch that are processed one after the other, to save memory.
+  grad_accum_steps: Annotated[int, Range(min=1)] = 1
+  # Steps between checkpoints, besides the one after each epoch.
+  checkpoint_steps: Annotated[int | None, Range(min=1)] = None
+  # How often a run may go back to its last checkpoint and halve the learning
+  # rates, instead of stopping, when a loss or a gradient is not finite.
+  max_nan_restarts: Annotated[int, Range(min=0)] = 0
+  profile: Annotated[int | None, Range(min=1)] = None  # steps traced per stage
+
+  def __post_init__(self):
+    limits.check(self)
+    if self.batch_size % self.grad_accum_steps:
+      raise ValueError(
+        f'batch_size is {self.batch_size}, which grad_accum_steps,'
+        f' {self.grad_accum_steps}, does not divide; make it a multiple'
+      )
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
-    """(height, width, channels) of what the network is given."""
+    """(height, width, channels) of the network's input."""
     return self.data.image, self.data.image, len(self.data.mean)
 
   @property
   def classes(self) -> int:
-    """Outputs of the network; `parse` has made sure of them."""
+    """Outputs of the network; `parse_config` has filled them in."""
     assert self.data.classes is not None
     return self.data.classes
 
   def point(self, index: int) -> str | None:
-    """The point of accuracy that a stage ends at: 'gated' if it searches,
-    'warmup' if it is before the first that does."""
+    """The key of `top1` in the result that stage number `index` sets: 'gated'
+    if it searches, 'warmup' if it comes before the first that does."""
     searches = [stage.delta_end is not None for stage in self.stages]
     if searches[index]:
       return 'gated'
-    return (
-      'warmup' if any(searches[index:]) and not any(searches[:index]) else None
-    )
+    before_search = any(searches[index:]) and not any(searches[:index])
+    return 'warmup' if before_search else None
 
   def build(self) -> models.Network:
     """The full network."""
@@ -76,17 +97,34 @@ class RunConfig:
 
 
 def parse_config(config: Mapping[str, Any]) -> RunConfig:
-  """The settings that a config (as nested dicts) stands for.
+  """The run that a config, as nested dicts, describes.
 
   Raises:
     UserError: a key is unknown or missing, or a value makes no sense.
   """
   values = dict(config)
-  known = {f.name for f in dataclasses.fields(RunConfig)} | {'order', *_SHARED}
-  _refuse_unknown(values, known, '')
+  fields = {field.name for field in dataclasses.fields(RunConfig)}
+  _refuse_unknown(values, fields | {'order', *_SHARED}, '')
   for key in _SHARED:
     values.pop(key, None)
   by_name, order = values.pop('stages', {}), values.pop('order', ())
+  _check_order(order, by_name)
+  # Stages that do not run are parsed as well: a typo in one is found at once.
+  parsed = {}
+  for name, value in by_name.items():
+    named = {'name': name, **value} if isinstance(value, Mapping) else value
+    parsed[name] = _build(stages.Stage, named, f'stages.{name}.')
+  run = _build(
+    RunConfig, {**values, 'stages': tuple(parsed[name] for name in order)}, ''
+  )
+  if run.data.classes is None:
+    images = dataclasses.replace(run.data, classes=splits.classes(run.data))
+    run = dataclasses.replace(run, data=images)
+  _check_run(run)
+  return run
+
+
+def _check_order(order: Any, by_name: Any) -> None:
   if not isinstance(by_name, Mapping):
     raise errors.UserError(f'stages is {by_name!r}; it must be {{name: stage}}')
   if not isinstance(order, list | tuple) or not all(
@@ -101,115 +139,57 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
       raise errors.UserError(f"order names an unknown stage '{name}'{hint}")
   if not order:
     raise errors.UserError("order is empty; name at least one of 'stages'")
-  # Stages that are not run are parsed too: a typo should not wait for its run.
-  parsed = {}
-  for name, value in by_name.items():
-    named = {'name': name, **value} if isinstance(value, Mapping) else value
-    parsed[name] = _build(stages.Stage, named, f'stages.{name}.')
-  settings = _build(
-    RunConfig, {**values, 'stages': tuple(parsed[name] for name in order)}, ''
-  )
-  if settings.data.classes is None:
-    classes = splits.classes(settings.data)
-    images = dataclasses.replace(settings.data, classes=classes)
-    settings = dataclasses.replace(settings, data=images)
-  _check(settings)
-  return settings
+  if len(set(order)) < len(order):
+    raise errors.UserError(
+      f'order is {order!r}, which names a stage twice; copy the stage under'
+      ' another name'
+    )
 
 
-def _check(settings: RunConfig) -> None:
-  stages.validate(settings.stages)
-  names = [stage.name for stage in settings.stages]
-  if len(set(names)) < len(names):
-    raise errors.UserError(f'order {names} names a stage twice; copy it')
-  net, images = settings.build(), settings.data
-  for key, value in (
-    ('batch_size', settings.batch_size),
-    ('eval_batch_size', settings.eval_batch_size),
-    ('data.validation', images.validation),
-    ('data.classes', images.classes),
-    ('data.train_limit', images.train_limit),
-    ('network.width', settings.network.width),
-    ('grad_accum_steps', settings.grad_accum_steps),
-    ('checkpoint_steps', settings.checkpoint_steps),
-    ('profile', settings.profile),
-  ):
-    if value is not None and value <= 0:
-      raise errors.UserError(f'{key} is {value}; it must be positive')
-  if settings.max_nan_restarts < 0:
-    raise errors.UserError(
-      f'max_nan_restarts is {settings.max_nan_restarts}; it must be 0+'
-    )
-  for key, value, most in (
-    ('network.width', settings.network.width, limits.WIDTH),
-    ('data.classes', settings.classes, limits.CLASSES),
-    ('data.image', images.image, limits.SIDE),
-    ('the length of data.mean', len(images.mean), limits.CHANNELS),
-  ):
-    if value > most:
-      raise errors.UserError(f'{key} is {value}; it must be {most} at most')
-  if settings.batch_size % settings.grad_accum_steps:
-    raise errors.UserError(
-      f'batch_size is {settings.batch_size}, which grad_accum_steps,'
-      f' {settings.grad_accum_steps}, does not divide; make it a multiple'
-    )
-  _check_images(images)
-  if not 0 <= settings.seed < 2**32:
-    raise errors.UserError(f'seed is {settings.seed}; it must fit 32 bits')
-  if images.image < net.min_image:
-    raise errors.UserError(
-      f'data.image is {images.image}: too small for network'
-      f" '{settings.network.name}', which halves the image down to one pixel"
-      f' at {net.min_image}; set data.image to {net.min_image} or more'
-    )
-  shapes = walk.graph_of(net, settings.image_shape).shapes
-  paths = list(trees.flatten({k: shapes[k] for k in ('params', 'gates')}))
-  for stage in settings.stages:
-    _check_groups(stage, paths)
-
-
-def _check_images(images: data.Data) -> None:
-  if images.crop_pad < 0:
-    raise errors.UserError(f'data.crop_pad is {images.crop_pad}; it must be 0+')
-  if len(images.mean) != len(images.std) or min(images.std, default=0) <= 0:
-    raise errors.UserError(
-      f'data.mean {images.mean} and data.std {images.std} must be of one'
-      ' length, one number per channel, and std positive'
-    )
-  if not sources.streams(images):
-    return
-  if images.short_side < images.image:
+def _check_run(run: RunConfig) -> None:
+  """Checks the parts of a run against each other."""
+  stages.validate(run.stages)
+  net, images = run.build(), run.data
+  if sources.streams(images) and images.short_side < images.image:
     raise errors.UserError(
       f'data.short_side is {images.short_side}, less than data.image,'
       f' {images.image}, which evaluation cuts out of it; raise it'
     )
-  low, high = (*images.crop_scale, 0, 0)[:2]
-  if len(images.crop_scale) != 2 or not 0 < low <= high <= 1:
+  if images.image < net.min_image:
     raise errors.UserError(
-      f'data.crop_scale is {images.crop_scale}; it must be two shares of the'
-      ' area, the smaller first, such as (0.08, 1.0)'
+      f'data.image is {images.image}, too small for network'
+      f" '{run.network.name}', which halves the image down to one pixel at"
+      f' {net.min_image}; set data.image to {net.min_image} or more'
+    )
+  shapes = walk.graph_of(net, run.image_shape).shapes
+  paths = list(trees.flatten({k: shapes[k] for k in ('params', 'gates')}))
+  for stage in run.stages:
+    try:
+      _check_groups(stage, paths)
+    except errors.UserError as error:
+      raise errors.UserError(f"stage '{stage.name}': {error}") from None
+
+
+def _check_groups(stage: stages.Stage, paths: Iterable[str]) -> None:
+  """Finds a typo in a pattern before the stage is reached."""
+  trained = assign_groups(stage.train, paths)
+  trains_gates = any(path.startswith('gates/') for path in trained)
+  if not trained:
+    raise errors.UserError('train is empty; name at least one group')
+  if trains_gates and stage.delta_end is None:
+    raise errors.UserError(
+      'train has gates, which are open without delta_end: set delta_end'
+    )
+  if stage.delta_end is not None and not trains_gates:
+    raise errors.UserError(
+      "delta_end is set, but no group matches 'gates/.*': add one"
     )
 
 
-def _check_groups(stage: stages.Stage, paths: list[str]) -> None:
-  """A typo in a pattern should not wait for its stage."""
-  trained = stage.groups(paths)
-  trains_gates = any(path.startswith('gates/') for path in trained)
-  told = None
-  if not trained:
-    told = 'has an empty train; name at least one group'
-  elif trains_gates and stage.delta_end is None:
-    told = 'trains gates, which are open without delta_end: set delta_end'
-  elif stage.delta_end is not None and not trains_gates:
-    told = "has delta_end, but no group that matches 'gates/.*': add one"
-  if told:
-    raise errors.UserError(f"stage '{stage.name}' {told}")
-
-
 def _build(kind: Any, value: Any, path: str) -> Any:
-  """`value` as the type `kind`; `path` is where it stands, for messages."""
+  """`value` as the type `kind`; `path` is its key in messages."""
   if dataclasses.is_dataclass(kind):
-    if type(value) is kind:  # a stage, built before
+    if type(value) is kind:  # `parse_config` has built the stages
       return value
     return _build_dataclass(kind, value, path)
   origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -247,7 +227,7 @@ def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
       f'{path.rstrip(".")} is {value!r}; it must have the keys'
       f' {", ".join(f.name for f in dataclasses.fields(kind))}'
     )
-  hints = typing.get_type_hints(kind)
+  hints = typing.get_type_hints(kind)  # without `Annotated`
   _refuse_unknown(value, hints, path)
   missing = [
     f.name
@@ -263,8 +243,10 @@ def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
     raise errors.UserError(f'{path}{error}') from None
 
 
-def _refuse_unknown(value, known, path):
+def _refuse_unknown(
+  value: Mapping[str, Any], known: Iterable[str], path: str
+) -> None:
   for key in value:
     if key not in known:
-      hint = errors.did_you_mean(key, known)
+      hint = errors.did_you_mean(RENAMED_KEYS.get(key, key), known)
       raise errors.UserError(f"unknown config key '{path}{key}'{hint}")

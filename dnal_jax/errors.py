@@ -1,38 +1,45 @@
-"""Mistakes a user can mend, told in one message."""
+"""Exceptions whose message is for the user, and hints for misspelt names."""
 
 from collections.abc import Iterable
 import difflib
 
 
 class UserError(Exception):
-  """Names the key, file or value that is wrong, and the fix.
+  """A mistake of the user; names the key, file or value, and the fix.
 
-  `main` and `summary` print the message alone and exit with code 2.
+  Commands print the message without a traceback and exit with code 2.
   """
 
 
 class NotFinite(UserError):
-  """Training has left the numbers; going back and slower may help."""
+  """A loss or a gradient is NaN or infinite.
+
+  Going back to a checkpoint with lower learning rates may help.
+  """
 
   def __init__(self, what: str, advice: str):
     super().__init__(f'{what}. {advice}')
     self.what = what
 
 
-# Exit code of a run that was stopped; EX_TEMPFAIL of sysexits.h: try again.
+# Exit code of a run that was stopped: EX_TEMPFAIL of sysexits.h, "try again".
 AGAIN = 75
 
 
 class Stopped(Exception):
-  """A run ended before its end; the same command goes on. Says where it stands.
+  """A run stopped early, and the same command resumes it; says where.
 
-  `main` prints the message alone and exits with AGAIN, by which schedulers and
-  the scripts of launch/ know that starting again is right.
+  `main` prints the message and exits with code AGAIN, by which schedulers and
+  the scripts in launch/ know that they should start it again.
   """
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-  """' (did you mean 'x'?)' if something known is near, then what is known."""
+  """A hint for an unknown word: " (did you mean 'x'?)", then what is known.
+
+  Without a close match the question is left out, and a list of more than 50
+  words as well.
+  """
   known = sorted(known)
   near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
   hint = f" (did you mean '{near[0]}'?)" if near else ''

@@ -190,7 +190,7 @@ def _enter_next_stage(
 def _stage_of(config: RunConfig, run: RunState) -> stages.Stage:
   """The stage under way, at the learning rates that restarts have left."""
   stage = config.stages[run.cursor.stage]
-  return stage if run.lr_factor == 1 else stage.slower(run.lr_factor)
+  return stage if run.lr_factor == 1 else stage.scaled(run.lr_factor)
 
 
 def _hooks(r: Resources, run: RunState) -> HookList:

@@ -1,4 +1,7 @@
-"""Nested dicts of arrays as {path: leaf}; a path is 'params/head/bias'."""
+"""Nested dicts of arrays as flat dicts {path: leaf}, and back.
+
+A path joins the keys by slashes: 'params/head/bias'.
+"""
 
 from collections.abc import Mapping
 from typing import Any

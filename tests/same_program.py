@@ -31,8 +31,8 @@ def main():
     source = sources.open_source(
       data, seed=seed, batch_size=64, eval_batch_size=256
     )
-    arrays = next(source.train_inputs(0))
-    inputs = sources.inputs_of(data, seed=seed, batch_size=64)
+    arrays = source.inputs(0, 1)
+    described = sources.describe_source(data, seed=seed, batch_size=64)
     for stage in parsed.stages:
       begin = partial(train_state.create_train_state, stage)
       state = jax.jit(lambda *a, f=begin: mesh.replicated(f(*a)))(*parts)
@@ -43,7 +43,7 @@ def main():
         .as_text()
         for given, *called_with in (
           (source, state, arrays),
-          (inputs, of_shapes, inputs.train_shapes()),
+          (described, of_shapes, described.input_shapes()),
         )
       ]
       assert texts[0] == texts[1], stage.name

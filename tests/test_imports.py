@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'dnal_jax'
 
 # From the top down; a room may import those that its row names, all of which
-# stand below it. `errors` and `trees` are for everyone.
+# stand below it. `errors`, `limits` and `trees` are for everyone.
 ROOMS = {
   'commands': {
     *('train', 'tpu', 'workdir', 'config', 'cost', 'graph', 'models'),
@@ -34,7 +34,7 @@ ROOMS = {
   'ops': {'parallel'},
   'parallel': set(),
 }
-EVERYONE = {'errors', 'trees'}
+EVERYONE = {'errors', 'limits', 'trees'}
 # Modules that are a room of their own, or belong to `commands`.
 FLAT = {
   **dict.fromkeys(
@@ -45,6 +45,7 @@ FLAT = {
   'resources': 'train',
   'config': 'config',
   'errors': 'errors',
+  'limits': 'limits',
   'trees': 'trees',
 }
 # Inside a room: what each module may import of it. A module that is not named
@@ -78,27 +79,26 @@ INSIDE = {
     'progress_bar': {'hooks', 'metrics', 'stages'},
     'prune': {'evaluate', 'stages'},
     'stages': {'optimizer'},
-    'step': {'losses', 'stages', 'train_state'},
-    'train_state': {'stages'},
+    'step': {'losses', 'optimizer', 'stages', 'train_state'},
+    'train_state': {'optimizer', 'stages'},
   },
   'cost': {'exact': {'reference'}},
   'models': {
     'proxyless': {'mobilenet_v2'},
-    'registry': {'limits', 'network', 'zoo'},
+    'registry': {'network', 'zoo'},
     'zoo': {'mobilenet_v2', 'network', 'proxyless', 'resnet', 'vgg'},
   },
   'graph': {'difference': {'surgery'}, 'surgery': {'walk'}},
   'nn': {'layers': {'activations', 'features'}},
   'data': {
-    'inputs': {'batches'},
     'memory': {'cache', 'splits', 'tfds_sets'},
     'records': {'cache', 'crops', 'splits', 'tfds_sets'},
-    'resident': {'batches', 'inputs', 'memory'},
+    'pipeline': {'crops', 'records'},
+    'resident': {'batches', 'memory'},
     'sources': {
-      *('batches', 'inputs', 'memory', 'records', 'resident', 'splits'),
-      'streamed',
+      *('batches', 'memory', 'records', 'resident', 'splits', 'streamed'),
     },
-    'streamed': {'batches', 'crops', 'inputs', 'records', 'splits'},
+    'streamed': {'batches', 'pipeline', 'records', 'splits'},
     'tfds_sets': {'crops'},
   },
   'ops': {

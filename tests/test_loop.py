@@ -27,7 +27,7 @@ WARMUP = Stage('warmup', 2, {'w': ParamGroup('params/.*', LearningRate(0.05))})
 
 @pytest.fixture(scope='module')
 def source():
-  return ResidentSource(DIGITS, seed=0, batch_size=32, eval_batch_size=100)
+  return ResidentSource.open(DIGITS, seed=0, batch_size=32, eval_batch_size=100)
 
 
 @pytest.fixture(scope='module')
@@ -127,7 +127,9 @@ def test_evaluation_in_one_call_counts_every_image_once(
   got = evaluate.Evaluator(source)(net, variables, 'validation')
   inputs, batches = next(iter(source.eval_inputs('validation')))
   assert batches == 3
-  whole = ResidentSource(DIGITS, seed=0, batch_size=32, eval_batch_size=297)
+  whole = ResidentSource.open(
+    DIGITS, seed=0, batch_size=32, eval_batch_size=297
+  )
   sums, _ = step.eval_step(variables, whole.eval_batch(inputs, 0), net=net)
   assert got['top1'] == pytest.approx(float(sums['top1']) / 297, abs=1e-7)
   assert got['loss'] == pytest.approx(float(sums['loss']) / 297, rel=1e-5)

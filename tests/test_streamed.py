@@ -1,8 +1,7 @@
-"""Streamed images: the right crops, of the right images, at every step."""
+"""Streamed images: exact crops, of the right images, at every step."""
 
 import dataclasses
 import io
-import itertools
 import shutil
 
 from commands import SHORT, Processes, command, fail, metrics, result, succeed
@@ -15,7 +14,8 @@ from scipy import stats
 
 import dnal_jax
 from dnal_jax import errors
-from dnal_jax.data import Data, crops, records, sources, streamed
+from dnal_jax.data import Data, crops, records, sources
+from dnal_jax.data.streamed import StreamedSource
 
 pytestmark = pytest.mark.xdist_group('streamed')  # one process imports TF
 CLASSES = ('ant', 'bee', 'cow')
@@ -60,16 +60,19 @@ def folder(tmp_path_factory):
   return root
 
 
-def source(folder, *, seed=0, batch_size=4, host=(0, 1), **changes):
+def open_source(folder, *, seed=0, batch_size=4, host=(0, 1), **changes):
   data = dataclasses.replace(FOLDER, folder=str(folder), **changes)
-  return streamed.Streamed(
+  return StreamedSource.open(
     data, seed=seed, batch_size=batch_size, eval_batch_size=4, host=host
   )
 
 
 def take(source, first_step, steps):
-  inputs = itertools.islice(source.train_inputs(first_step), steps)
-  return [jax.device_get(batch) for batch in inputs]
+  """The inputs of so many consecutive steps, as numpy."""
+  numbers = range(first_step, first_step + steps)
+  taken = [jax.device_get(source.inputs(step, 1)) for step in numbers]
+  source.close()
+  return taken
 
 
 def assert_same(a, b):
@@ -150,7 +153,7 @@ def windows(shape, scale, n):
 )
 def test_random_windows_are_torchvisions(shape, scale):
   """Area, aspect and place have the distributions of an independent sampler;
-  the test would tell a share of 3 % that differs."""
+  a difference of 3 % would fail the test."""
   got = windows(shape, scale, 10_000)
   rng = np.random.default_rng(0)
   want = np.array(
@@ -208,60 +211,91 @@ def test_random_crop_shows_its_window():
   assert 5 <= sum(flips) <= 15
 
 
-# The order of things.
+# The order of the images.
 
 
 def test_batches_are_a_function_of_seed_and_step(folder):
-  steps = take(source(folder), 0, 12)  # 22 images: 5 steps an epoch
-  assert_same(steps, take(source(folder), 0, 12))
+  steps = take(open_source(folder), 0, 12)  # 22 images: 5 steps an epoch
+  assert_same(steps, take(open_source(folder), 0, 12))
   for first in (1, 3, 5, 7):  # in the middle of an epoch, at its start, later
-    assert_same(steps[first:], take(source(folder), first, 12 - first))
-  other = take(source(folder, seed=1), 0, 1)
+    assert_same(steps[first:], take(open_source(folder), first, 12 - first))
+  other = take(open_source(folder, seed=1), 0, 1)
   assert not np.array_equal(steps[0][0], other[0][0])
 
 
-def test_inputs_have_the_shapes_told_without_reading_them(folder):
-  opened = source(folder)
+def test_inputs_may_be_asked_for_in_any_order(folder, monkeypatch):
+  """Consecutive steps share a pipeline; any other step starts a new one."""
+  source, started = open_source(folder), []
+  batches = source._batches
+
+  def counted(split, rows, step):
+    started.append(step)
+    return batches(split, rows, step)
+
+  monkeypatch.setattr(source, '_batches', counted)
+  want = take(open_source(folder), 0, 5)
+  got = {}
+  for step in (0, 1, 2, 4, 3, 3):
+    got[step] = jax.device_get(source.inputs(step, 1))
+    assert_same(got[step], want[step])
+  assert started == [0, 4, 3, 3]
+  source.close()
+  source.close()
+  assert_same(jax.device_get(source.inputs(4, 1)), want[4])
+  assert started == [0, 4, 3, 3, 4]
+  source.close()
+
+
+def test_a_described_source_has_shapes_but_no_images(folder):
+  opened = open_source(folder)
   data = dataclasses.replace(FOLDER, folder=str(folder))
-  told = sources.inputs_of(data, seed=0, batch_size=4)
-  assert told.steps_per_epoch == opened.steps_per_epoch
+  described = sources.describe_source(data, seed=0, batch_size=4)
+  assert described.images == opened.images == 22
+  assert described.steps_per_epoch == opened.steps_per_epoch == 5
   (batch,) = take(opened, 0, 1)
-  assert told.train_shapes() == jax.eval_shape(lambda: batch)
+  assert described.input_shapes() == jax.eval_shape(lambda: batch)
+  made = described.train_batch(batch, 0)
+  assert_same(made, opened.train_batch(batch, 0))
+  for ask in (
+    lambda: described.inputs(0, 1),
+    lambda: next(described.eval_inputs('test')),
+  ):
+    with pytest.raises(RuntimeError, match='without images'):
+      ask()
 
 
 def test_an_epoch_shows_every_image_once_and_the_next_in_other_crops(folder):
-  images = source(folder, batch_size=11, validation=5)
+  images = open_source(folder, batch_size=11, validation=5)
   assert (images.images, images.steps_per_epoch) == (22, 2)
   labels = [batch[1] for batch in take(images, 0, 4)]
   first, second = (np.concatenate(labels[i : i + 2]) for i in (0, 2))
-  _, ids = images._splits['train']
-  every = sorted(images._records['train']._labels[ids])
+  split = images._splits['train']
+  every = sorted(split.records._labels[split.ids])
   assert sorted(first) == sorted(second) == every
-  one = source(folder, batch_size=1, train_limit=1)
+  one = open_source(folder, batch_size=1, train_limit=1)
   a, b = take(one, 0, 2)
   assert not np.array_equal(a[0], b[0])
 
 
 def test_hosts_share_the_same_batch(folder):
-  whole = take(source(folder), 3, 4)
-  parts = [take(source(folder, host=(i, 2)), 3, 4) for i in (0, 1)]
+  whole = take(open_source(folder), 3, 4)
+  parts = [take(open_source(folder, host=(i, 2)), 3, 4) for i in (0, 1)]
   for batch, *shares in zip(whole, *parts, strict=True):
     assert_same(batch, jax.tree.map(lambda *a: np.concatenate(a), *shares))
   with pytest.raises(errors.UserError, match='which 3 hosts cannot share'):
-    source(folder, host=(0, 3))
+    open_source(folder, host=(0, 3))
 
 
 @pytest.mark.parametrize(('split', 'images'), [('validation', 5), ('test', 7)])
 def test_evaluation_counts_every_image_once(folder, split, images):
-  opened = source(folder)
+  opened = open_source(folder)
   batches = [jax.device_get(b) for b, _ in opened.eval_inputs(split)]
   assert [len(b[1]) for b in batches] == [4, 4]
   pixels, labels, weights = (
     np.concatenate(a) for a in zip(*batches, strict=True)
   )
   assert list(weights) == [1] * images + [0] * (8 - images)
-  name, ids = opened._splits[split]
-  files = opened._records[name]
+  files, ids, _ = opened._splits[split]
   for i, number in enumerate(ids):
     want = torchvision_centre(Image.open(files.name(number)), 32, 36)
     assert abs(pixels[i].astype(int) - want).max() <= 1
@@ -269,8 +303,8 @@ def test_evaluation_counts_every_image_once(folder, split, images):
 
 
 def test_validation_images_do_not_train(folder):
-  splits = source(folder)._splits
-  train, validation = splits['train'][1], splits['validation'][1]
+  splits = open_source(folder)._splits
+  train, validation = splits['train'].ids, splits['validation'].ids
   assert sorted([*train, *validation]) == list(range(27))
 
 
@@ -290,19 +324,19 @@ def damaged(folder, tmp_path):
 
 def test_a_truncated_jpeg_is_named(damaged):
   with pytest.raises(errors.UserError, match=r'bee/7\.jpg; replace it, or set'):
-    take(source(damaged), 0, 12)
+    take(open_source(damaged), 0, 12)
   with pytest.raises(errors.UserError, match=r'cow/2\.jpg; replace'):
-    list(source(damaged).eval_inputs('test'))
+    list(open_source(damaged).eval_inputs('test'))
 
 
 def test_a_truncated_jpeg_is_skipped_if_the_config_says_so(damaged, capsys):
-  opened = source(damaged, skip_broken=True)
+  opened = open_source(damaged, skip_broken=True)
   steps = take(opened, 0, 12)
   (name,) = opened.broken_names()
   assert name.endswith('bee/7.jpg')
   assert f'skipped, cannot be decoded: {name}' in capsys.readouterr().out
   # Known from the start, as after a resume, it changes nothing.
-  again = source(damaged, skip_broken=True)
+  again = open_source(damaged, skip_broken=True)
   again.broken.update(opened.broken)
   assert_same(steps, take(again, 0, 12))
   weights = [jax.device_get(b)[2] for b, _ in opened.eval_inputs('test')]
@@ -311,8 +345,9 @@ def test_a_truncated_jpeg_is_skipped_if_the_config_says_so(damaged, capsys):
 
 
 def test_resuming_meets_the_same_broken_images_again(folder, tmp_path):
-  """A JPEG that lacks its last rows fails in low crops only, so what is known
-  at a step must be what was known when its batch was read, not later."""
+  """A JPEG without its last rows fails only if the crop includes them. What a
+  checkpoint knows must therefore be what was known when its batch was read,
+  not what the pipeline has found since."""
   root = tmp_path / 'folder'
   shutil.copytree(folder, root)
   for i in range(5, 26):
@@ -321,13 +356,14 @@ def test_resuming_meets_the_same_broken_images_again(folder, tmp_path):
     image.write_bytes(data[: int(0.97 * len(data))])
   options = {'skip_broken': True, 'validation': 15}
   # With this seed an image of step 1 fails at step 3, of the next epoch.
-  opened = source(root, seed=10, **options)  # 12 images: 3 steps an epoch
+  opened = open_source(root, seed=10, **options)  # 12 images: 3 steps an epoch
   known, steps = [{**opened.broken}], []
-  for batch in itertools.islice(opened.train_inputs(0), 7):
-    steps.append(jax.device_get(batch))
+  for step in range(7):
+    steps.append(jax.device_get(opened.inputs(step, 1)))
     known.append({**opened.broken})
+  opened.close()
   for first in (1, 2, 4):
-    again = source(root, seed=10, **options)
+    again = open_source(root, seed=10, **options)
     again.broken.update(known[first])
     assert_same(steps[first:], take(again, first, 7 - first))
 
@@ -336,15 +372,15 @@ def test_a_class_without_images_is_named(folder, damaged):
   for image in (damaged / 'train' / 'cow').iterdir():
     image.rename(image.with_suffix('.txt'))
   with pytest.raises(errors.UserError, match=r"train' has no image of cow"):
-    source(damaged)
+    open_source(damaged)
 
 
 def test_folder_that_is_none(tmp_path):
   with pytest.raises(errors.UserError, match="has no directory 'train'"):
-    source(tmp_path)
+    open_source(tmp_path)
   (tmp_path / 'train' / 'ant').mkdir(parents=True)
   with pytest.raises(errors.UserError, match="has no directory 'val'"):
-    source(tmp_path)
+    open_source(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -352,15 +388,15 @@ def test_folder_that_is_none(tmp_path):
 )
 def test_what_is_for_small_images_only(folder, change):
   with pytest.raises(errors.UserError, match='give them 3 numbers and 0'):
-    source(folder, **change)
+    open_source(folder, **change)
 
 
 def test_head_with_other_classes_than_the_folder(folder):
   with pytest.raises(errors.UserError, match=r'is 1000, but .* has 3 classes'):
-    source(folder, classes=1000)
+    open_source(folder, classes=1000)
 
 
-def test_record_file_that_was_cut_short(tmp_path):
+def test_truncated_record_file(tmp_path):
   tf = crops.import_tensorflow()
   path = tmp_path / 'x.tfrecord'
   with tf.io.TFRecordWriter(str(path)) as writer:
@@ -382,7 +418,7 @@ FLAGS = (
 
 @pytest.mark.slow
 def test_a_run_on_a_folder_by_one_flag(damaged, tmp_path):
-  """Told on the command line: what is broken, then how many were skipped."""
+  """It names a broken image; with skip_broken it says how many it skipped."""
   flags = (f'--config.data.folder={damaged}', *FLAGS)
   config = 'configs/mbv2_imagenet.py'
   stopped = tmp_path / 'stopped'

@@ -1,35 +1,68 @@
 """Images and labels: where they come from, and the batches made of them."""
 
 import dataclasses
+from typing import Annotated
+
+from dnal_jax import limits
+from dnal_jax.limits import Range
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """Which images, and how they are presented to the network.
+  """A data set, and how its images are presented to the network.
 
-  Small sets (`memory.NAMES`) lie on the device as a whole; any other name of
-  tensorflow-datasets, and a folder, is streamed from its encoded images.
+  Small data sets (`memory.NAMES`) are kept on the device. Any other name of
+  tensorflow-datasets, and a folder of images, is streamed: its encoded images
+  are read and decoded while the run goes on.
   """
 
   name: str  # 'digits', or a tensorflow-datasets name
   mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
-  std: tuple[float, ...]
-  image: int  # side in pixels; smaller images get a margin of zeros
-  classes: int | None  # None: as many as the data set has
-  validation: int  # images taken from the training split to make choices with
-  flip: bool = False  # left-right, every other image
-  dir: str | None = None  # of tensorflow-datasets; None: its usual place
-  train_limit: int | None = None  # train on so many images only; None: all
-  # In memory:
-  crop_pad: int = 0  # random crop after padding each side by so many zeros
-  # Streamed:
-  folder: str | None = None  # train/CLASS/*, val/CLASS/*, in place of `name`
+  std: Annotated[tuple[float, ...], Range(above=0)]
+  # Side in pixels; smaller images are padded with zeros.
+  image: Annotated[int, Range(min=1, max=limits.SIDE)]
+  # None: as many as the data set has.
+  classes: Annotated[int | None, Range(min=1, max=limits.CLASSES)]
+  # Images of the training split that are held out to make choices with.
+  validation: Annotated[int, Range(min=1)]
+  flip: bool = False  # mirror images left to right at random, in training
+  dir: str | None = None  # of tensorflow-datasets; None: its default
+  # Train on this many images only; None: on all.
+  train_limit: Annotated[int | None, Range(min=1)] = None
+
+  # Data sets on the device:
+  # Zeros added to each side before a random crop; 0: no crop.
+  crop_pad: Annotated[int, Range(min=0)] = 0
+
+  # Streamed data sets:
+  folder: str | None = None  # has train/CLASS/*, val/CLASS/*; replaces `name`
   test_split: str = 'test'  # of tensorflow-datasets, read once at the end
-  crop_scale: tuple[float, ...] = (0.08, 1.0)  # share of the area, in training
-  short_side: int = 256  # in pixels, before the centre crop, in evaluation
+  # Smallest and largest share of the area that a random crop shows.
+  crop_scale: Annotated[tuple[float, ...], Range(above=0, max=1)] = (0.08, 1.0)
+  # Pixels of the shorter side before the centre crop, in evaluation.
+  short_side: Annotated[int, Range(min=1)] = 256
   skip_broken: bool = False  # go on without images that cannot be decoded
+
+  def __post_init__(self):
+    limits.check(self)
+    channels = len(self.mean)
+    if channels != len(self.std):
+      raise ValueError(
+        f'mean is {self.mean} and std is {self.std}; give both one number per'
+        ' channel'
+      )
+    if not 1 <= channels <= limits.CHANNELS:
+      raise ValueError(
+        f'mean has {channels} numbers; it must have 1 to {limits.CHANNELS},'
+        ' one per channel'
+      )
+    if len(self.crop_scale) != 2 or self.crop_scale[0] > self.crop_scale[1]:
+      raise ValueError(
+        f'crop_scale is {self.crop_scale}; it must be two shares of the area,'
+        ' the smaller first, such as (0.08, 1.0)'
+      )
 
   @property
   def title(self) -> str:
-    """What the data set is called in results and messages."""
+    """The name of the data set in results and messages."""
     return self.folder or self.name

@@ -1,33 +1,43 @@
-"""Batches from arrays on the device, a pure function of (seed, step).
+"""Batches of arrays on the device, a pure function of (seed, step).
 
-N images in all, B batch, H height, W width, C channels. Because no state is
-kept, a resumed run sees the same batches by construction.
+N images in all, B batch, H height, W width, C channels. There is no state, so
+a resumed run gets the same batches.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dnal_jax.data import Data
 
 
 class Batch(NamedTuple):
-  """Images and labels; in evaluation, a weight of 0 marks padding."""
+  """Images and labels; in evaluation, padding has weight 0."""
 
   image: jax.Array  # [B, H, W, C] floating point, normalised
   label: jax.Array  # [B] int32
   weight: jax.Array  # [B] float32
 
 
+def image_and_label_shapes(images: int, data: Data) -> tuple[Any, Any]:
+  """([N, H, W, C] uint8, [N] int32) of so many images, as shapes."""
+  shape = (images, data.image, data.image, len(data.mean))
+  return (
+    jax.ShapeDtypeStruct(shape, np.uint8),
+    jax.ShapeDtypeStruct((images,), np.int32),
+  )
+
+
 def normalise(images: jax.Array, data: Data) -> jax.Array:
-  """[B, H, W, C] uint8 -> float32, of mean 0 and deviation 1."""
+  """[B, H, W, C] uint8 -> float32: (pixels / 255 - mean) / std."""
   pixels = images.astype(jnp.float32) / 255
   return (pixels - jnp.array(data.mean)) / jnp.array(data.std)
 
 
 def epoch_order(seed: int, epoch: jax.Array, images: int) -> jax.Array:
-  """[N] int32: a new permutation in every epoch of the run."""
+  """[N] int32: a permutation of the images, different in each epoch."""
   key = _key(seed, 'order', epoch)
   return jax.random.permutation(key, images).astype(jnp.int32)
 
@@ -36,14 +46,14 @@ def train_batch(
   images: jax.Array,  # [N, H, W, C] uint8
   labels: jax.Array,  # [N] int32
   order: jax.Array,  # [N] int32
-  step: jax.Array,  # of the run, for the augmentation
-  position: jax.Array,  # of the batch in the epoch
+  step: jax.Array,  # of the run; seeds the augmentation
+  position: jax.Array,  # of the batch within its epoch
   *,
   seed: int,
   batch_size: int,
   data: Data,
 ) -> Batch:
-  """Batch `position` of the epoch in `order`, cropped and flipped at random."""
+  """Batch number `position` in `order`, randomly cropped and flipped."""
   start = position * batch_size
   index = jax.lax.dynamic_slice_in_dim(order, start, batch_size)
   chosen = images[index]
@@ -65,7 +75,7 @@ def eval_batch(
   batch_size: int,
   data: Data,
 ) -> Batch:
-  """Images start, start + 1, ...; past the end the weights are 0."""
+  """Images start, start + 1, ...; weights are 0 past the last image."""
   index = jnp.asarray(start) + jnp.arange(batch_size)
   weight = (index < len(labels)).astype(jnp.float32)
   index = jnp.minimum(index, len(labels) - 1)
@@ -73,14 +83,14 @@ def eval_batch(
 
 
 def _key(seed, purpose, number):
-  """No two purposes share a key, nor one of them and the initialisation."""
+  """A key that no other purpose uses; initialisation uses key(seed) itself."""
   purpose = 1 + ('order', 'augmentation').index(purpose)
   key = jax.random.fold_in(jax.random.key(seed), purpose)
   return jax.random.fold_in(key, number)
 
 
 def _random_crop(key, images, pad):
-  """Shifts each image by up to `pad` pixels each way, zeros moving in."""
+  """Shifts each image by up to `pad` pixels per axis and fills with zeros."""
   batch, height, width, channels = images.shape
   padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
   corners = jax.random.randint(key, (batch, 2), 0, 2 * pad + 1)

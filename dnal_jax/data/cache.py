@@ -1,6 +1,6 @@
-"""Arrays that took long to make, kept in the user's cache directory.
+"""Arrays that are slow to compute, kept in the user's cache directory.
 
-Not beside the data, because data directories are often read-only.
+They are not kept beside the data, because data directories are often read-only.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ import numpy as np
 
 
 def path(*parts: str) -> pathlib.Path:
-  """~/.cache/dnal_jax/..., or below XDG_CACHE_HOME."""
+  """~/.cache/dnal_jax/PARTS; XDG_CACHE_HOME replaces ~/.cache."""
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  # Not Path.expanduser, which raises where nobody has a home.
+  # Path.expanduser would raise for a user without a home directory.
   return pathlib.Path(os.path.expanduser(home)).joinpath('dnal_jax', *parts)
 
 
 def read(file: pathlib.Path, names: set[str]) -> dict[str, np.ndarray] | None:
-  """None where there is no file, or not a whole one with these arrays."""
+  """The arrays of a file; None if it is missing, damaged or has others."""
   try:
     if file.exists():
       with np.load(file, allow_pickle=False) as arrays:
@@ -31,11 +31,11 @@ def read(file: pathlib.Path, names: set[str]) -> dict[str, np.ndarray] | None:
 
 
 def write(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """At once or not at all; a cache that cannot be written stops nothing."""
+  """Writes the file atomically; if that fails, prints why and goes on."""
   part = file.with_name(f'{file.stem}.{os.getpid()}.npz')
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez(part, allow_pickle=False, **arrays)
     part.replace(file)
   except OSError as error:
-    print(f"no cache in '{file.parent}' ({error.strerror}); reading anew next")
+    print(f"no cache in '{file.parent}' ({error.strerror}): reading again next")

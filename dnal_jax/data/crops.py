@@ -1,10 +1,10 @@
-"""From encoded images to crops of one size, as TensorFlow graph functions.
+"""Crops of one size from encoded images, as TensorFlow graph functions.
 
-H height, W width, in pixels; crops are [size, size, 3] uint8 RGB. JPEGs are
-decoded only where the crop is, other formats whole. Gray becomes three equal
-channels, CMYK is converted, an alpha channel is dropped; small images are
-enlarged. The crops are torchvision's, by which the published networks were
-trained.
+H height, W width, in pixels; crops are [size, size, 3] uint8 RGB. Of a JPEG
+only the window of the crop is decoded, of other formats the whole image. Gray
+becomes three equal channels, CMYK is converted, an alpha channel is dropped;
+small images are enlarged. The crops are those of torchvision, with which the
+published networks were trained.
 """
 
 import functools
@@ -14,14 +14,15 @@ from typing import Any
 
 _TRIES = 10
 _ASPECT = (3 / 4, 4 / 3)
-DRAWS = 4 * _TRIES + 1  # uniform numbers that a random crop and flip take
+DRAWS = 4 * _TRIES + 1  # uniform numbers that a random crop and flip use
 
 
 @functools.cache
 def import_tensorflow() -> Any:
-  """TensorFlow, quiet, and away from the accelerators, which are JAX's."""
+  """Imports TensorFlow without its log output and hides accelerators from it:
+  they belong to JAX."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # announces itself twice
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # logs two lines
   import tensorflow as tf
 
   for kind in ('GPU', 'TPU'):
@@ -39,8 +40,8 @@ def random_crop(
 ):  # [size, size, 3] uint8
   """A crop of random area and aspect, bilinearly resized, flipped at random.
 
-  Deviation: no antialiasing, which would double the time. PIL's, and so
-  torchvision's, averages over what a shrinking crop leaves out.
+  Deviation: no antialiasing, which would double the time. PIL, and therefore
+  torchvision, averages over neighbouring pixels when it makes a crop smaller.
   """
   tf = import_tensorflow()
   window = functools.partial(random_window, draws=draws[1:], scale=scale)
@@ -57,9 +58,11 @@ def random_window(
   draws,  # [40] float32 in [0, 1)
   scale: tuple[float, ...],
 ):  # [4] int32: top, left, height, width
-  """Area: a share of the image's, uniform in `scale`; aspect: log-uniform in
-  3/4 to 4/3; place: uniform. The first of ten tries that fits, else the
-  largest crop in the centre with such an aspect (1409.4842, as in torchvision).
+  """The first of ten random windows that fits into the image.
+
+  Its share of the area is uniform in `scale`, its aspect log-uniform in 3/4 to
+  4/3, its place uniform. If none fits: the largest window in the centre whose
+  aspect is allowed (arXiv 1409.4842, as in torchvision).
   """
   tf = import_tensorflow()
   shape = tf.cast(shape, tf.float32)
@@ -76,7 +79,7 @@ def random_window(
   sides = tf.concat([sides, [centred]], 0)
   corners = tf.concat([corners, [(shape - centred) // 2]], 0)
   fits = tf.reduce_all((sides >= 1) & (sides <= shape), -1)
-  first = tf.argmax(tf.cast(fits, tf.int32))  # the last one always fits
+  first = tf.argmax(tf.cast(fits, tf.int32))  # the centred one always fits
   return tf.cast(tf.concat([corners[first], sides[first]], 0), tf.int32)
 
 
@@ -88,20 +91,21 @@ def centre_crop(
 ):  # [size, size, 3] uint8
   """The centre of the image resized to `short_side`, bilinear, antialiased.
 
-  As PIL and torchvision do it, but the resized image is computed where the
-  crop is only, from those pixels that it depends on.
+  As in PIL and torchvision, but only the crop of the resized image is
+  computed, from the pixels that it depends on.
   """
   tf = import_tensorflow()
 
   def place(shape):
-    """Factor and corner of the crop in the resized image, [2] float32 each."""
+    """([2] float32 factor of the resizing, [2] float32 corner of the crop in
+    the resized image)."""
     resized = short_side * shape // tf.reduce_min(shape)
     corner = tf.round(tf.cast(resized - size, tf.float32) / 2)
     return tf.cast(resized / shape, tf.float32), corner
 
   def window(shape):
     factor, corner = place(shape)
-    reach = tf.maximum(1.0, 1 / factor) + 1  # of the resizing kernel
+    reach = tf.maximum(1.0, 1 / factor) + 1  # radius of the resizing kernel
     first = tf.maximum(tf.floor(corner / factor - reach), 0)
     last = tf.math.ceil((corner + size) / factor + reach)
     last = tf.minimum(last, tf.cast(shape, tf.float32))
@@ -121,8 +125,8 @@ def centre_crop(
 
 
 def _decode(encoded, window):
-  """Pixels [h, w, 3] uint8 of the box [4] that `window` chooses for the
-  image's shape [2]; (pixels, shape, box)."""
+  """([h, w, 3] uint8 pixels of a box, [2] int32 shape of the image, [4] int32
+  box); `window` chooses the box for the shape."""
   tf = import_tensorflow()
 
   def jpeg():
@@ -146,8 +150,8 @@ def _decode(encoded, window):
 
 
 def _to_uint8(image, size: int):
-  """Rounds what lies between 0 and 255: tf.round and a clip would cost as much
-  as decoding does."""
+  """Rounds values between 0 and 255; tf.round and clipping would take as long
+  as decoding."""
   image = import_tensorflow().cast(image + 0.5, 'uint8')
   image.set_shape((size, size, 3))
   return image

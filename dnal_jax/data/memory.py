@@ -1,7 +1,7 @@
 """Data sets that fit in memory, as uint8 arrays, in three disjoint splits.
 
-N images, H height, W width, C channels. What tensorflow-datasets has read once
-is cached as one .npz, so that the next start needs no TensorFlow.
+N images, H height, W width, C channels. What tensorflow-datasets has read is
+cached as one .npz file, so that the next start does not import TensorFlow.
 """
 
 import pathlib
@@ -12,21 +12,21 @@ import numpy as np
 from dnal_jax import errors
 from dnal_jax.data import Data, cache, splits, tfds_sets
 
-# The tensorflow-datasets of small images with the features image and label.
+# Names of tensorflow-datasets: small images, with the features image, label.
 _TFDS = ('cifar10', 'cifar100', 'fashion_mnist', 'mnist')
 NAMES = ('digits', *_TFDS)
 _ARRAYS = {'train_images', 'train_labels', 'test_images', 'test_labels'}
 
 
 class Split(NamedTuple):
-  """Images and labels, in the order in which they are numbered."""
+  """Images and labels, in the order of their numbers."""
 
   images: np.ndarray  # [N, H, W, C] uint8
   labels: np.ndarray  # [N] int32
 
 
 class Splits(NamedTuple):
-  """Training; validation, for choices; test, to be read once at the end."""
+  """Training; validation, to make choices with; test, used once at the end."""
 
   train: Split
   validation: Split
@@ -34,11 +34,11 @@ class Splits(NamedTuple):
 
 
 def load(data: Data) -> Splits:
-  """Reads a data set; images get a margin of zeros up to `data.image` squared
-  and gray is repeated to the channels of `data.mean`.
+  """Reads a data set; images are padded with zeros to `data.image` squared,
+  and a gray channel is repeated for each channel of `data.mean`.
 
   Raises:
-    UserError: missing directory, or sizes that do not fit.
+    UserError: the data set is missing, or its sizes do not fit.
   """
   raw = _digits() if data.name == 'digits' else _tfds(data)
   train, test = (
@@ -55,7 +55,8 @@ def load(data: Data) -> Splits:
 
 
 def _digits() -> list[tuple[np.ndarray, np.ndarray]]:
-  """scikit-learn's 1,797 8x8 digits; a stratified fifth is the test split."""
+  """scikit-learn's 1,797 digits of 8x8 pixels. The test split is a fifth,
+  stratified by class."""
   from sklearn import datasets, model_selection
 
   bunch: Any = datasets.load_digits()
@@ -68,7 +69,8 @@ def _digits() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _tfds(data: Data) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Train and test of a tensorflow-datasets data set, cached."""
+  """Train and test split of a tensorflow-datasets data set, from the cache if
+  they are there."""
   root = pathlib.Path(tfds_sets.root(data.name, data.dir))
   arrays = _read_cache(root, data.name)
   if arrays is None:
@@ -83,7 +85,7 @@ def _tfds(data: Data) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _cache_file(root: pathlib.Path, name: str) -> pathlib.Path | None:
-  """None before the data set is prepared."""
+  """The cache of a prepared data set; None if it is not prepared."""
   prepared = sorted(root.glob(f'{name}/*/dataset_info.json'))
   if not prepared:
     return None
@@ -108,7 +110,7 @@ def _read_tfds(data: Data) -> dict[str, np.ndarray]:
 
 
 def _fit(images: np.ndarray, data: Data) -> np.ndarray:
-  """Zero margins up to data.image squared; one gray channel repeated."""
+  """Pads images to `data.image` squared; repeats a single gray channel."""
   image, channels = data.image, len(data.mean)
   height, width, have = images.shape[1:]
   if max(height, width) > image:

@@ -1,9 +1,9 @@
-"""Where the encoded images of a data set lie, each to be read by its number.
+"""The encoded images of a data set, each of which can be read by its number.
 
-N images. Reading any image costs what reading the next one costs, so an epoch
-visits them in any order and a run goes on anywhere. TFRecord files have no
-table of contents: one is made from the headers of their records (the images
-between are skipped) and cached, 8 bytes an image.
+N images. Any image costs as much to read as the next one, so an epoch can have
+any order and a run can resume anywhere. TFRecord files have no index: one is
+made from the headers of their records, without reading the images, and cached
+(two int64 an image).
 """
 
 from concurrent import futures
@@ -16,8 +16,8 @@ from dnal_jax import errors
 from dnal_jax.data import Data, cache, splits, tfds_sets
 from dnal_jax.data.crops import import_tensorflow
 
-# A record: its length (8 bytes, little-endian) and its checksum (4), then the
-# data and its checksum (4).
+# A TFRecord: its length (8 bytes, little-endian), the checksum of the length
+# (4), the data, and the checksum of the data (4).
 _HEADER, _FRAME = 12, 16
 
 
@@ -38,7 +38,7 @@ class TfRecords:
     import tensorflow_datasets as tfds
 
     place = tf.gather(self._table, number)
-    # Unbuffered: a buffer would read on into records nobody asked for.
+    # No buffer: it would read the following records, which are not wanted.
     file = tf.raw_ops.TFRecordDatasetV2(
       filenames=tf.gather(self._files, place[0])[None],
       compression_type='',
@@ -54,7 +54,7 @@ class TfRecords:
     return example['image'], example['label']
 
   def name(self, number: int) -> str:
-    """The image, for people."""
+    """The path of an image."""
     file, offset = self._table[number]
     return f'{self._files[file]} at byte {offset}'
 
@@ -76,23 +76,22 @@ class Files:
     return tf.io.read_file(path), tf.gather(self._labels, number)
 
   def name(self, number: int) -> str:
-    """The image, for people."""
+    """The path of an image."""
     return self._paths[number]
 
 
 class Opened(NamedTuple):
-  """Training split, test split."""
+  """The training split, of which a part is for validation; the test split."""
 
   train: TfRecords | Files
   test: TfRecords | Files
 
 
 def open_splits(data: Data) -> Opened:
-  """The two splits of a data set whose images are streamed.
+  """Opens the two splits of a data set whose images are streamed.
 
   Raises:
-    UserError: it is not there, not whole, or has other classes than
-      `data.classes`.
+    UserError: it is missing or damaged, or it has not `data.classes` classes.
   """
   return _folder(data) if data.folder else _prepared(data)
 
@@ -150,7 +149,7 @@ def _table(builder: Any, split: str, paths: Any, images: int) -> np.ndarray:
 
 
 def _offsets(path: Any, size: int) -> np.ndarray:
-  """Where the records of a TFRecord file begin, in bytes."""
+  """Offsets of the records in a TFRecord file, in bytes."""
   offsets, at = [], 0
   with path.open('rb') as file:
     while at < size:
@@ -182,7 +181,7 @@ def _folder(data: Data) -> Opened:
   names = builder.info.features['label'].names
   opened = []
   for part in ('train', 'val'):
-    # The paths are in no public attribute; as_dataset would read the images.
+    # No public attribute has the paths; as_dataset would read the images.
     examples = builder._split_examples.get(part, [])
     empty = sorted(set(names) - {example.label for example in examples})
     if empty:

@@ -1,6 +1,6 @@
-"""What a run needs of a data set, wherever its images lie."""
+"""Where the batches of a run come from."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
@@ -8,37 +8,59 @@ import jax
 from dnal_jax import errors
 from dnal_jax.data import Data, memory, records, splits
 from dnal_jax.data.batches import Batch
-from dnal_jax.data.inputs import Inputs, ResidentInputs, StreamedInputs
-from dnal_jax.data.resident import Resident
-from dnal_jax.data.streamed import Streamed
+from dnal_jax.data.resident import ResidentSource
+from dnal_jax.data.streamed import StreamedSource
 
 
-class Source(Inputs, Protocol):
-  """Batches, each a function of the seed and the number of the step alone."""
+class Source(Protocol):
+  """Batches, each a function of the seed and the number of the step alone.
 
-  broken: dict[str, list[int]]  # records without which the run goes on
+  Inputs are the arrays that a call of the compiled steps takes. What they are
+  is known to the source only, which makes a batch of them inside each step.
+  """
 
-  def train_inputs(self, first_step: int) -> Generator[Any, None, None]:
-    """Inputs of every step of the run from `first_step` on, without end."""
+  images: int  # to train on
+  steps_per_epoch: int
+  steps_per_call: int  # steps of one epoch that the same inputs serve, at most
+  # {split: numbers of the images that cannot be decoded and are skipped}
+  broken: dict[str, list[int]]
+
+  def inputs(self, step: int, n: int) -> Any:
+    """The inputs, on the device, of steps `step` to `step + n - 1` of the run.
+
+    The steps lie in one epoch, and `n` is at most `steps_per_call`.
+    """
+    ...
+
+  def input_shapes(self) -> Any:
+    """`inputs` as shapes, on the devices of the current mesh."""
+    ...
+
+  def train_batch(self, inputs: Any, step: jax.Array) -> Batch:
+    """The batch of `step` of the run; to be compiled into that step."""
     ...
 
   def eval_inputs(self, split: str) -> Iterator[tuple[Any, int]]:
-    """Inputs of all batches of 'validation' or 'test', and how many each
-    serve."""
+    """Yields inputs of 'validation' or 'test', and how many batches they have,
+    until all images of the split have been in one batch."""
     ...
 
   def eval_batch(self, inputs: Any, index: jax.typing.ArrayLike) -> Batch:
-    """Batch `index` of those that the inputs serve; to be compiled. Weights
-    of 0 mark padding."""
+    """Batch `index` of the inputs; to be compiled into the evaluation. Padding
+    has weight 0."""
     ...
 
   def broken_names(self) -> list[str]:
-    """The images that could not be decoded, for people."""
+    """Names for people of the images that could not be decoded."""
+    ...
+
+  def close(self) -> None:
+    """Ends reading ahead, if any; may be called again."""
     ...
 
 
 def streams(data: Data) -> bool:
-  """Whether images are streamed; else they lie on the device."""
+  """Whether images are streamed; otherwise they are kept on the device."""
   return data.folder is not None or data.name not in memory.NAMES
 
 
@@ -53,18 +75,20 @@ def open_source(
   sizes = {'batch_size': batch_size, 'eval_batch_size': eval_batch_size}
   if streams(data):
     host = jax.process_index(), jax.process_count()
-    source = Streamed(data, seed=seed, **sizes, host=host)
+    source = StreamedSource.open(data, seed=seed, **sizes, host=host)
   else:
-    source = Resident(data, seed=seed, **sizes)
+    source = ResidentSource.open(data, seed=seed, **sizes)
   _check_batch(batch_size, source.images)
   return source
 
 
-def inputs_of(data: Data, *, seed: int, batch_size: int) -> Inputs:
-  """What `open_source` would give to compiled steps. Reads no image.
+def describe_source(data: Data, *, seed: int, batch_size: int) -> Source:
+  """What `open_source` returns, but without images, to compile steps where
+  there is no data: only `images`, `steps_per_epoch`, `steps_per_call`,
+  `input_shapes` and `train_batch` work.
 
   Raises:
-    UserError: the data set is too small, or its size cannot be told.
+    UserError: the data set is too small, or its size is not known.
   """
   if data.folder is not None:
     whole = len(records.open_splits(data).train)
@@ -72,7 +96,7 @@ def inputs_of(data: Data, *, seed: int, batch_size: int) -> Inputs:
     whole = splits.images(data)
   images = len(splits.held_out(whole, data)[0])
   _check_batch(batch_size, images)
-  kind = StreamedInputs if streams(data) else ResidentInputs
+  kind = StreamedSource if streams(data) else ResidentSource
   return kind(data, images=images, seed=seed, batch_size=batch_size)
 
 

@@ -1,4 +1,4 @@
-"""Which images train, which choose, and what a label may be."""
+"""The split into training and validation images, and known sizes."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ from dnal_jax import errors
 from dnal_jax.data import Data
 
 _CLASSES = {'imagenet2012': 1000}
-# Images of the training splits, those to validate on among them.
+# Images of the training splits, including those held out for validation.
 _TRAIN_IMAGES = {
   'digits': 1437,
   'mnist': 60_000,
@@ -20,10 +20,10 @@ _TRAIN_IMAGES = {
 
 
 def held_out(images: int, data: Data) -> tuple[np.ndarray, np.ndarray]:
-  """Numbers of the images to train on and of those to validate on.
+  """Numbers of the images to train on, and of those for validation.
 
-  Validation images are a fixed random part of the training split, the same
-  for every seed, so that runs can be compared on it.
+  Validation images are a random part of the training split, which is the same
+  for every seed, so that runs with different seeds can be compared.
 
   Raises:
     UserError: the split is not larger than `data.validation`.
@@ -38,10 +38,10 @@ def held_out(images: int, data: Data) -> tuple[np.ndarray, np.ndarray]:
 
 
 def classes(data: Data) -> int:
-  """How many classes the data has, told without reading it.
+  """The number of classes, without reading the images.
 
   Raises:
-    UserError: that cannot be told.
+    UserError: it is not known.
   """
   if data.folder is not None:
     train = pathlib.Path(data.folder).expanduser() / 'train'
@@ -57,21 +57,25 @@ def classes(data: Data) -> int:
 
 
 def images(data: Data) -> int:
-  """How many images the training split has, told without reading it.
+  """The number of images in the training split, without reading them.
 
   Raises:
-    UserError: that cannot be told.
+    UserError: it is not known.
   """
   if data.name not in _TRAIN_IMAGES:
     raise errors.UserError(
-      f"how many images '{data.name}' has is not known without reading it, only"
-      f' those of {", ".join(_TRAIN_IMAGES)}, and of a data.folder'
+      f"data.name is '{data.name}', whose number of images is not known without"
+      f' reading it; known are {", ".join(_TRAIN_IMAGES)}, and any data.folder'
     )
   return _TRAIN_IMAGES[data.name]
 
 
 def check_classes(found: int, data: Data) -> None:
-  """Raises UserError unless the head has as many classes as the data."""
+  """Checks that the network has as many classes as the data set.
+
+  Raises:
+    UserError: it has not.
+  """
   if found != data.classes:
     raise errors.UserError(
       f"data.classes is {data.classes}, but '{data.title}' has {found} classes;"

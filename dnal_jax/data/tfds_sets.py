@@ -1,4 +1,4 @@
-"""Data sets of tensorflow-datasets: where they lie, and preparing them."""
+"""Data sets of tensorflow-datasets: their directory and their preparation."""
 
 import hashlib
 import os
@@ -8,18 +8,18 @@ from typing import Any
 from dnal_jax import errors
 from dnal_jax.data.crops import import_tensorflow
 
-# What tensorflow-datasets cannot download, and must be got by hand.
+# Archives that tensorflow-datasets cannot download: the user has to.
 _BY_HAND = {
   'imagenet2012': ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')
 }
 
 
 def root(name: str, directory: str | None) -> str:
-  """The directory of prepared data sets: the one given (data.dir), else
+  """The directory of prepared data sets: `directory` (data.dir) if given, else
   TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
   Raises:
-    UserError: the one that was named is not there.
+    UserError: the directory does not exist.
   """
   given = directory or os.environ.get('TFDS_DATA_DIR')
   if not given:
@@ -34,13 +34,13 @@ def root(name: str, directory: str | None) -> str:
 
 
 def digest(info: pathlib.Path) -> str:
-  """Names a prepared data set by the content of its dataset_info.json, so
-  that another version is another name."""
+  """A digest of dataset_info.json, which differs between versions of a data
+  set."""
   return hashlib.sha256(info.read_bytes()).hexdigest()[:16]
 
 
 def prepared(name: str, directory: str | None) -> Any:
-  """The builder of a prepared data set; prepares it if tfds can download it.
+  """The builder of a data set, which is downloaded and prepared if need be.
 
   Raises:
     UserError: there is no such data set, or it cannot be prepared; says how.
@@ -62,10 +62,11 @@ def prepared(name: str, directory: str | None) -> Any:
 def prepare(
   name: str, directory: str | None, manual: str | None
 ) -> pathlib.Path:
-  """Prepares a data set, if need be from files in `manual`; where it is.
+  """Prepares a data set, from archives in `manual` if it needs them, and
+  returns its directory.
 
   Raises:
-    UserError: a file is missing, or preparing fails.
+    UserError: an archive is missing, or preparing fails.
   """
   where = root(name, directory)
   builder = _builder(name, where)
@@ -74,8 +75,8 @@ def prepare(
     lacking = [f for f in _BY_HAND.get(name, ()) if not (tars / f).exists()]
     if lacking:
       raise errors.UserError(
-        f"'{tars}' lacks {' and '.join(lacking)}, which must be got by hand;"
-        ' put both tars there, or name another --manual_dir'
+        f"'{tars}' lacks {' and '.join(lacking)}, which you have to"
+        ' download; put both archives there, or name another --manual_dir'
       )
     _download(builder, where, str(tars))
   return builder.data_path

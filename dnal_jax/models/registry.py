@@ -1,8 +1,7 @@
 """Every network by name: ours, and those that a user registers."""
 
-from dnal_jax import errors, nn, trees
+from dnal_jax import errors, limits, nn, trees
 from dnal_jax.graph import surgery, walk
-from dnal_jax.models import limits
 from dnal_jax.models.network import Variant
 from dnal_jax.models.zoo import NETWORKS
 

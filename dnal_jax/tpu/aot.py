@@ -17,7 +17,7 @@ from dnal_jax.data import sources
 from dnal_jax.graph import walk
 from dnal_jax.parallel import mesh
 from dnal_jax.tpu import hlo, topologies
-from dnal_jax.training import loop
+from dnal_jax.training import loop, optimizer
 from dnal_jax.training.stages import Stage
 
 # How XLA begins to tell that a program needs more memory than there is.
@@ -32,10 +32,10 @@ class AotCompiler:
     # Before there is a mesh of devices that compute nothing.
     self._graph = walk.graph_of(net, settings.image_shape)
 
-  def inputs(self, batch: int) -> sources.Inputs:
+  def inputs(self, batch: int) -> sources.Source:
     """What a step is given; raises UserError if there are too few images."""
     data, seed = self._settings.data, self._settings.seed
-    return sources.inputs_of(data, seed=seed, batch_size=batch)
+    return sources.describe_source(data, seed=seed, batch_size=batch)
 
   def stages(self, batch: int) -> Iterator[dict[str, Any]]:
     """A row for each stage of the run, in the order they are compiled:
@@ -66,7 +66,7 @@ class AotCompiler:
         grad_accum_steps=self._settings.grad_accum_steps,
       )
       state = loop.state_shapes(stage, self._graph.shapes)
-      lowered = program.lower(state, inputs.train_shapes())
+      lowered = program.lower(state, inputs.input_shapes())
       key = lowered.as_text()
       row: dict[str, Any] = {'stage': stage.name, 'same_as': None}
       if key in compiled:
@@ -166,7 +166,7 @@ def ideal_all_reduce(stage: Stage, graph: walk.Graph) -> int:
 def _trained(stage: Stage, graph: walk.Graph) -> Mapping[str, str]:
   """{path: group} of what the stage trains."""
   kinds = {k: graph.shapes[k] for k in ('params', 'gates') if k in graph.shapes}
-  return stage.groups(trees.flatten(kinds))
+  return optimizer.assign_groups(stage.train, trees.flatten(kinds))
 
 
 def _bytes(shape: jax.ShapeDtypeStruct) -> int:

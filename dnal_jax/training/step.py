@@ -15,6 +15,7 @@ import optax
 from dnal_jax import trees
 from dnal_jax.data.batches import Batch
 from dnal_jax.search import channel_gates
+from dnal_jax.training import optimizer
 from dnal_jax.training.losses import cross_entropy
 from dnal_jax.training.stages import Stage, StepHyperparams
 from dnal_jax.training.train_state import TrainState, flat_leaves, split_trained
@@ -49,7 +50,9 @@ def train_step(
   NaN or infinite.
   """
   paths = flat_leaves(state.params, state.gate_logits)
-  tx = stage.optimizer(paths, steps_per_epoch, hyperparams.rates)
+  tx = optimizer.make_optimizer(
+    stage.train, paths, steps_per_epoch, hyperparams.rates
+  )
   trained, frozen = split_trained(stage, state.params, state.gate_logits)
 
   loss = partial(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dnal_jax import trees
+from dnal_jax.training import optimizer
 from dnal_jax.training.stages import Stage
 
 
@@ -37,8 +38,11 @@ def create_train_state(
   """The state at the start of a stage: new momenta, step 0."""
   trained, _ = split_trained(stage, params, gate_logits)
   # An optimizer's initial state does not depend on its learning rates.
-  tx = stage.optimizer(
-    flat_leaves(params, gate_logits), 1, stage.hyperparams(0).rates
+  tx = optimizer.make_optimizer(
+    stage.train,
+    flat_leaves(params, gate_logits),
+    1,
+    stage.hyperparams(0).rates,
   )
   step = jnp.zeros((), jnp.int32)
   average: Any = ()
@@ -60,7 +64,7 @@ def split_trained(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """({path: leaf} that the stage trains, {path: leaf} that it does not)."""
   flat = flat_leaves(params, gate_logits)
-  trains = stage.groups(flat)
+  trains = optimizer.assign_groups(stage.train, flat)
   return (
     {k: v for k, v in flat.items() if k in trains},
     {k: v for k, v in flat.items() if k not in trains},

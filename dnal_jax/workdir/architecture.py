@@ -7,7 +7,7 @@
                   layer that only closed ones read is left out besides
 
 The file may be a stranger's: what it says is held against this, and against
-the limits (`models/limits.py`, `walk.MAX_PARAMS`), before anything is made
+the limits (`limits.py`, `walk.MAX_PARAMS`), before anything is made
 of it.
 """
 
@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnal_jax import errors, models, nn, trees
+from dnal_jax import errors, limits, models, nn, trees
 from dnal_jax.graph import surgery, walk
-from dnal_jax.models import limits
 from dnal_jax.workdir import json_files
 from dnal_jax.workdir.json_files import short_repr
 
