@@ -1,15 +1,15 @@
 """What the ImageNet-1K configs have in common.
 
-Of the paper's code: crops, flip, 224 pixels, short side 256 in evaluation, mean
-and standard deviation (those in general use), a search of 10 epochs. Deviation:
-10,000 images of the training split are held out to make choices with, so that
-the 50,000 of the validation split are read once, at the end.
+From the paper's code: crops, flip, 224 pixels, short side 256 in evaluation,
+mean and standard deviation (the usual ones), a search of 10 epochs. Deviation:
+10,000 images of the training split are held out for validation, so that the
+50,000 images of the validation split are read once, at the end.
 
-For images of your own, train/CLASS/*.jpg and val/CLASS/*.jpg below DIR:
+Your own images, as train/CLASS/*.jpg and val/CLASS/*.jpg below DIR:
 
   --config.data.folder=DIR
 
-and, where there are few of them, fewer to choose with (data.validation).
+If there are few of them, hold out fewer with data.validation.
 """
 
 from collections.abc import Mapping
@@ -33,20 +33,20 @@ def config(
   finetune: tuple[int, Mapping[str, Any]],
   baseline: tuple[int, Mapping[str, Any]],
 ) -> ConfigDict:
-  """The three stages, or the baseline, on 1,271,167 images."""
+  """The three stages, or the baseline, trained on 1,271,167 images."""
   config = recipe.new(
     network,
     {
       'name': 'imagenet2012',
-      'dir': placeholder(str),  # none: TFDS_DATA_DIR
-      'folder': placeholder(str),  # images of one's own instead
-      'test_split': 'validation',  # tensorflow-datasets' name of it
+      'dir': placeholder(str),  # None: TFDS_DATA_DIR
+      'folder': placeholder(str),  # your own images instead
+      'test_split': 'validation',  # its name in tensorflow-datasets
       'image': 224,
-      'classes': placeholder(int),  # none: as many as the data has
+      'classes': placeholder(int),  # None: as many as the data has
       'mean': (0.485, 0.456, 0.406),
       'std': (0.229, 0.224, 0.225),
       'validation': 10_000,
-      'train_limit': placeholder(int),  # none: all images
+      'train_limit': placeholder(int),  # None: all images
       'crop_scale': crop_scale,
       'short_side': 256,
       'flip': True,

@@ -4,7 +4,7 @@ r"""MobileNetV2 on ImageNet-1K.
     --config=configs/mbv2_imagenet.py --workdir=DIR
 
   --config.penalty=7e-5: the other row of the table
-  --config=configs/mbv2_imagenet.py:baseline: the whole network, once
+  --config=configs/mbv2_imagenet.py:baseline: trained without gates
 
 Published, not measured by us (macs, params, top-1, top-5):
 
@@ -13,14 +13,14 @@ Published, not measured by us (macs, params, top-1, top-5):
   lambda 7e-5    207.25 M, 2.78 M, 70.91 %, 89.79 %
 
 Cost: 6 x 0.301 G macs x 1.27 M images x 180 epochs at 10 TFLOP/s = 11 hours of
-one accelerator, 8 for the baseline. Computed, not measured: a step is taken
-for three forward passes of 2 operations a mac, every stage's for a warm-up's,
-and the rate for a twentieth of a TPU v5e's peak of 197 TFLOP/s with
---config.compute_dtype=bfloat16,
-because depthwise convolutions are bound by memory.
+one accelerator, 8 for the baseline. Computed, not measured. Assumes that a
+step costs three forward passes of 2 operations per mac, that steps of all
+stages cost as much as in the warm-up, and a rate of a twentieth of a TPU v5e's
+peak of 197 TFLOP/s with --config.compute_dtype=bfloat16, because depthwise
+convolutions are limited by memory bandwidth.
 
-All numbers are those of the paper's code, but the baseline's learning rate:
-the cosine of the fine-tuning (0.1, over 120 epochs) from its beginning.
+All numbers are those of the paper's code except the baseline's learning rate:
+the cosine of the fine-tuning (0.1, over 120 epochs) from its start.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,11 @@
-"""The demo: a small VGG learns its own architecture on 8x8 digits.
+"""The demo: searches the widths of a small VGG on 8x8 digits.
 
   python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
 
-Half a minute on 2 CPU cores. The schedule and the penalty are ours: the
-paper has no digits. A penalty acts once per step, and this search has 170 of
-them, not thousands, so it is some hundred times larger (README, "Lambda").
+Takes half a minute on 2 CPU cores. The schedule and the penalty are ours: the
+paper does not use digits. The penalty is some hundred times larger than the
+paper's because it acts once per step, and this search has 170 steps instead of
+thousands (README, "Lambda").
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +24,7 @@ def get_config(variant: str = '') -> ConfigDict:
       'std': (0.3760,),
       'validation': 297,
       'crop_pad': 1,
-      'flip': False,  # a mirrored digit is no digit
+      'flip': False,  # a mirrored digit is not a digit
     },
   )
   config.batch_size = 64

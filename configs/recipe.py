@@ -1,10 +1,10 @@
 """The paper's three stages, and the baseline, as config values.
 
-Configs call `stages`; numbers that differ between networks are arguments,
-each with its source in the config that gives it. What is here is common to
-all of the authors' code: SGD with momentum 0.9 without Nesterov, L2 on all
-weights, a search with constant learning rate 0.01 and no weight decay, over
-gates and classifier, delta growing to 1e4, and the threshold 0.9.
+Configs call `stages`. Numbers that differ between networks are arguments; the
+config that passes one cites its source. The values here are common to all of
+the authors' code: SGD with momentum 0.9 without Nesterov, L2 on all weights, a
+search that trains gates and classifier with the constant learning rate 0.01 and
+no weight decay, delta growing to 1e4, and the threshold 0.9.
 """
 
 from collections.abc import Mapping
@@ -15,20 +15,21 @@ from ml_collections.config_dict import placeholder
 
 
 def new(network: str, data: Mapping[str, Any]) -> ConfigDict:
-  """What every run has; what the paper does not use is off."""
+  """Values that every run has; what the paper does not use is off."""
   return ConfigDict(
     {
       'seed': 0,
       'network': {'name': network, 'width': 1.0},
       'data': data,
       'tensorboard': True,
-      'checkpoint_steps': placeholder(int),  # none: after each epoch only
-      'max_nan_restarts': 0,  # times to go back, at half the rates, at NaN or infinity
-      'profile': placeholder(int),  # none; steps of each stage to trace
+      'checkpoint_steps': placeholder(int),  # None: after each epoch only
+      # Restarts at half the learning rates after a NaN or infinity.
+      'max_nan_restarts': 0,
+      'profile': placeholder(int),  # steps to trace in each stage; None: none
       'compute_dtype': 'float32',  # or 'bfloat16'; parameters stay float32
-      'grad_accum_steps': 1,  # parts of a batch, where the whole does not fit
+      'grad_accum_steps': 1,  # parts of a batch, to save memory
       'label_smoothing': 0.0,
-      'ema': 0.0,  # decay of an average of the weights, which is handed on
+      'ema': 0.0,  # decay of an average of the weights; 0: no average
       'nesterov': False,
     }
   )
@@ -43,7 +44,7 @@ def stages(
   finetune: tuple[int, Mapping[str, Any]],
   baseline: tuple[int, Mapping[str, Any]],
 ) -> ConfigDict:
-  """Every stage by name; `config.order` says which are run."""
+  """All stages by name; `config.order` lists those that run."""
 
   def trained(epochs, lr):
     return {
@@ -85,7 +86,7 @@ def stages(
       'finetune': {
         **trained(*finetune),
         'gate_threshold': 0.9,
-        'channel_multiple': 1,  # 8, say: widths are rounded up to multiples of 8
+        'channel_multiple': 1,  # kept widths are rounded up to it
       },
       'baseline': trained(*baseline),
     }

@@ -4,7 +4,7 @@ r"""ResNet50 on ImageNet-1K.
     --config=configs/resnet50_imagenet.py --workdir=DIR
 
   --config.penalty=6e-5: another row of the table
-  --config=configs/resnet50_imagenet.py:baseline: the whole network, once
+  --config=configs/resnet50_imagenet.py:baseline: trained without gates
 
 Published, not measured by us (macs, params, top-1, top-5):
 
@@ -15,13 +15,13 @@ Published, not measured by us (macs, params, top-1, top-5):
   lambda 1e-4    0.88 G,  7.18 M, 70.17 %, 89.78 %
 
 Cost: 6 x 4.09 G macs x 1.27 M images x 110 epochs at 50 TFLOP/s = 19 hours of
-one accelerator, 16 for the baseline. Computed, not measured: a step is taken
-for three forward passes of 2 operations a mac, every stage's for a warm-up's,
-and the rate for a quarter of a TPU v5e's peak of 197 TFLOP/s with
---config.compute_dtype=bfloat16.
+one accelerator, 16 for the baseline. Computed, not measured. Assumes that a
+step costs three forward passes of 2 operations per mac, that steps of all
+stages cost as much as in the warm-up, and a rate of a quarter of a TPU v5e's
+peak of 197 TFLOP/s with --config.compute_dtype=bfloat16.
 
-All numbers are those of the paper's code, but the baseline's learning rate:
-divided by 10 every 30 epochs, PyTorch's custom for 90.
+All numbers are those of the paper's code except the baseline's learning rate:
+divided by 10 every 30 epochs, as is common in PyTorch for 90 epochs.
 """
 
 from ml_collections import ConfigDict

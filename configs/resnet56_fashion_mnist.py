@@ -4,9 +4,9 @@ r"""ResNet56 on Fashion-MNIST.
     --config=configs/resnet56_fashion_mnist.py --workdir=DIR
 
   --config.penalty=5e-5: another lambda
-  --config=configs/resnet56_fashion_mnist.py:baseline: the whole network, once
+  --config=configs/resnet56_fashion_mnist.py:baseline: trained without gates
 
-The paper has no such run, and we have not run it yet.
+Not in the paper, and not measured by us yet.
 Schedule: ours (small_images.py).
 Weight decay 1e-4: 1512.03385, section 4.2.
 """

@@ -1,10 +1,11 @@
 """What the configs for 32x32 images of ten classes have in common.
 
-The paper gives results on CIFAR-10 and no settings, so the schedule is ours,
-in the proportions of its MobileNetV2 on ImageNet (80 + 10 + 90 epochs): 60
-epochs of warm-up down half a cosine of 120, 10 of search, 90 of fine-tuning
-that begin a quarter down the curve. Batch 128, learning rate 0.1, crop after
-padding by 4 and flip are the custom for CIFAR since 1512.03385, section 4.2.
+The paper gives results on CIFAR-10 but no settings. The schedule is ours, in
+the proportions of the paper's MobileNetV2 on ImageNet (80 + 10 + 90 epochs): 60
+epochs of warm-up along the first half of a cosine of 120, 10 of search, and 90
+of fine-tuning that start after a quarter of such a cosine. Batch size 128,
+learning rate 0.1, crops after padding by 4 and flips are common for CIFAR since
+1512.03385, section 4.2.
 """
 
 from ml_collections import ConfigDict
@@ -14,10 +15,10 @@ from configs import recipe
 
 
 def cifar10(network: str, weight_decay: float, variant: str = '') -> ConfigDict:
-  """60 + 10 + 90 epochs on 45,000 images; 150 for the baseline."""
+  """60 + 10 + 90 epochs on 45,000 images; 150 epochs for the baseline."""
   data = {
     'name': 'cifar10',
-    # Of the training split, per channel; the figures in general use.
+    # Of the training split, per channel; the usual figures.
     'mean': (0.4914, 0.4822, 0.4465),
     'std': (0.2470, 0.2435, 0.2616),
   }
@@ -27,7 +28,7 @@ def cifar10(network: str, weight_decay: float, variant: str = '') -> ConfigDict:
 def fashion_mnist(
   network: str, weight_decay: float, variant: str = ''
 ) -> ConfigDict:
-  """The same on 55,000 images, 28x28 gray, given as 32x32 in 3 channels."""
+  """As `cifar10` on 55,000 gray 28x28 images, padded to 32x32, 3 channels."""
   data = {
     'name': 'fashion_mnist',
     # Of the training split's 28x28 pixels (computed from the data).
@@ -47,13 +48,13 @@ def _config(network, weight_decay, data, variant) -> ConfigDict:
       'validation': 5000,
       'crop_pad': 4,
       'flip': True,
-      'dir': placeholder(str),  # none: TFDS_DATA_DIR
-      'train_limit': placeholder(int),  # none: all images
+      'dir': placeholder(str),  # None: TFDS_DATA_DIR
+      'train_limit': placeholder(int),  # None: all images
     },
   )
   config.batch_size = 128
   config.eval_batch_size = 500
-  # lambda: the largest of the paper's seven values, 1e-5 to 5e-4, at which its
+  # lambda: the largest of the paper's seven values, 1e-5 to 5e-4, at which all
   # three CIFAR networks stay within 1 point of their baselines.
   config.penalty = 1e-4
   config.order = recipe.order(variant)

@@ -4,13 +4,13 @@ r"""VGG16 on CIFAR-10.
     --config=configs/vgg16_cifar10.py --workdir=DIR
 
   --config.penalty=5e-5: another lambda
-  --config=configs/vgg16_cifar10.py:baseline: the whole network, once
+  --config=configs/vgg16_cifar10.py:baseline: trained without gates
 
 Published for lambda = 1e-4: 161.97 M macs, 2.10 M params,
 top-1 93.75 % (baseline 313.47 M, 14.99 M, 93.77 %).
 Not measured by us yet.
 Schedule: ours (small_images.py).
-Weight decay 5e-4: the custom for VGG on CIFAR.
+Weight decay 5e-4: common for VGG on CIFAR.
 """
 
 from ml_collections import ConfigDict
