@@ -50,7 +50,7 @@ FLAT = {
 # imports none; `__init__` may import all, as it is what the room shows.
 INSIDE = {
   'commands': {m: {'cli'} for m in FLAT if FLAT[m] == 'commands'},
-  'tpu': {'aot': {'hlo', 'topologies'}},
+  'tpu': {'aot': {'hlo', 'topologies'}, 'topologies': {'environment'}},
   'workdir': {
     'architecture': {'json_files'},
     'checkpoint': {'run_state'},
