@@ -144,6 +144,19 @@ def prune_to(net, shape, macs, *, multiple=1):
   return at(high)
 
 
+def run_loop(compiled, state, inputs, steps):
+  """The train state after some steps in the training loop."""
+  state, _ = compiled.train(
+    state,
+    inputs,
+    steps=steps,
+    epoch=0,
+    told=lambda done, metrics: None,
+    stop=stopping.StopSignal(),
+  )
+  return jax.block_until_ready(state)
+
+
 def ours(contender, images, labels, *, steps, at_once=64, dtype='float32'):
   """() -> seconds of one step, the mean over `steps`."""
   source: Any = OneBatch(images, labels, at_once)
@@ -151,18 +164,11 @@ def ours(contender, images, labels, *, steps, at_once=64, dtype='float32'):
     contender.net, contender.stage, source, dtype=dtype, first_step=0
   )
   state = begin(contender, images.shape[1:])
+  inputs = itertools.repeat(source.inputs)
 
   def train(steps):
     nonlocal state
-    state, _ = compiled.train(
-      state,
-      itertools.repeat(source.inputs),
-      steps=steps,
-      epoch=0,
-      told=lambda done, metrics: None,
-      stop=stopping.StopSignal(),
-    )
-    jax.block_until_ready(state)
+    state = run_loop(compiled, state, inputs, steps)
 
   def run():
     train(1)
