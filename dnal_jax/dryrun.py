@@ -120,7 +120,7 @@ def _report_largest(
   batch if none fits.
 
   Raises:
-    UserError: there are fewer images than chips.
+    UserError: the smallest batch, `n`, is larger than the data set, `most`.
   """
   seen: dict[int, list[dict[str, Any]]] = {}
 
@@ -131,8 +131,8 @@ def _report_largest(
   best, failed = largest(fits, min(start, most), n, most)
   if not seen:
     raise errors.UserError(
-      f'the smallest batch of {n} chips is larger than the {most} training'
-      ' images; use a smaller --topology'
+      f'the smallest batch is {n}, but there are {most} training images; use a'
+      ' smaller --topology'
     )
   _print(f'\nlargest batch that fits: {best}; smallest that does not: {failed}')
   return {

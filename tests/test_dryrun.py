@@ -164,7 +164,7 @@ def test_a_learned_network_and_the_largest_batch(tmp_path):
     'gates': {gate: ids[: len(ids) // 2] for gate, ids in graph.gates.items()},
   }
   path.write_text(json.dumps(value))
-  flags = ('--topology=v5e:2x2', f'--architecture={path}', '--batch=300')
+  flags = ('--topology=v5e:2x2', f'--architecture={path}', '--batch=600')
   found = report(*flags, '--largest_batch', "--config.order=('warmup',)")
   assert (found['largest_batch'], found['does_not_fit']) == (1024, None)
   assert found['batch_size'] == 1024
@@ -194,10 +194,10 @@ def test_a_program_that_does_not_fit_is_a_result_and_not_an_error():
 @pytest.mark.slow
 def test_without_json_the_report_is_text():
   """And a batch is images over all chips."""
-  flags = ('--topology=v5e:1x2', '--batch=64', "--config.order=('warmup',)")
+  flags = ('--topology=v5e:2x2', '--batch=64', "--config.order=('warmup',)")
   done = command(*flags, '--config.network.width=0.25')
   assert done.returncode == 0, done.stderr
-  assert 'batch 64, 32 per chip' in done.stdout
+  assert 'batch 64, 16 per chip' in done.stdout
   head, memory, macs, exchanged, step = done.stdout.splitlines()[-5:]
   assert head.startswith('warmup: compiled in')
   assert 'of 16 GiB per chip: fits' in memory
@@ -243,9 +243,9 @@ def test_mistakes(flags, parts):
       (
         '--topology=v5e:16x16',
         '--largest_batch',
-        '--config.data.train_limit=9',
+        '--config.grad_accum_steps=8',
       ),
-      ('256 chips', '9 training images', '--topology'),
+      ('smallest batch is 2048', '1140 training images', '--topology'),
     ),
   ],
 )
