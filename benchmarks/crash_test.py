@@ -237,7 +237,7 @@ def attempt(workdir, kind, seconds, clock, rng):
   return ('failed' if code else digest(workdir)), counts, errors
 
 
-def unsupported(kind, folder):
+def left_out(kind, folder):
   """Why this machine cannot do that kind of try; None if it can."""
   try:
     if kind == 'clock':
@@ -274,9 +274,9 @@ def main():
   for kind in args.kinds.split(','):
     if kind not in KINDS:
       parser.error(f'--kinds has {kind!r}; kinds are {", ".join(KINDS)}')
-    why = unsupported(kind, folder)
+    why = left_out(kind, folder)
     if why:
-      print(f'{kind} is skipped: {why}')
+      print(f'{kind} is left out: {why}')
     else:
       kinds.append(kind)
   undisturbed = folder / 'undisturbed'
