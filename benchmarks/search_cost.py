@@ -1,4 +1,4 @@
-"""What a whole DNAL run costs, in units of training the baseline once.
+"""Cost of a whole DNAL run, in units of training the baseline once.
 
   PYTHONPATH=. python benchmarks/search_cost.py [--networks=vgg16_cifar,...]
     [--batch=N] [--rounds=3] [--steps=4] [--width=1.0] [--image=SIDE]

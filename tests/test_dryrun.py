@@ -140,7 +140,7 @@ def test_a_streamed_data_set_and_two_stages_that_are_the_same_program():
   assert finetune['compile_seconds'] == 0 < warmup['compile_seconds']
   for key in ('memory', 'collectives', 'bounds', 'macs'):
     assert finetune[key] == warmup[key]
-  # Each chip has 16 of the 64 images, which are small beside the state.
+  # Each chip has 16 of the 64 images, which are small compared with the state.
   net = models.get('mobilenet_v2_digits').build(classes=1000)
   state = 2 * sum(  # weights and momenta
     4 * math.prod(a.shape)
