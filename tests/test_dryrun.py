@@ -71,8 +71,13 @@ def test_search_for_the_largest_batch(limit, start):
 # The programs are those of a run.
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize(
+  'devices',
+  [
+    pytest.param(1, marks=pytest.mark.long),
+    pytest.param(8, marks=pytest.mark.slow),
+  ],
+)
 def test_shapes_are_lowered_to_the_program_of_arrays(devices):
   done = subprocess.run(
     (sys.executable, 'tests/same_program.py', str(devices)),

@@ -245,7 +245,7 @@ def test_two_workers_train_to_the_end(tpu, tmp_path):
   assert not (tpu.state / 'machine').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_worker_needs_no_bucket(tpu, tmp_path):
   done = tpu.run('--', *SHORT, BUCKET='', STAND_IN_WORKERS='1')
   assert done.returncode == 0, done.stderr
