@@ -1,24 +1,26 @@
-"""One train step of any stage, ours and PyTorch's, ready to be timed.
+"""One train step of any stage, in JAX and in PyTorch, ready to be timed.
 
-Ours runs in the loop that runs use (`loop.CompiledStage`), on one batch that
-lies on the device. PyTorch gets its batch on the device, too, channels last,
-and the same kind of optimizer.
+The JAX step runs in the training loop's own `loop.CompiledStage`, on one batch
+in device memory. PyTorch's batch is in device memory too, channels last, with
+the same kind of optimizer.
 
-Before it is timed, a contender does a step untimed. On CPU the first one after
-another contender takes up to twice as long as those that follow (PyTorch's
-threads are still spinning, memory comes from the system anew), which no
-training sees.
+Each contender does one untimed step before the timed ones. On a CPU the first
+step after another contender's takes up to twice as long as those that follow
+(PyTorch's threads still spin, memory is allocated anew); training has no such
+steps.
+
+`tests/test_contenders.py` holds each contender's program to its name.
 """
 
-import dataclasses
 from functools import partial
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dnal_jax import nn
 from dnal_jax.data.batches import Batch
 from dnal_jax.graph import surgery, walk
 from dnal_jax.parallel import stopping
@@ -42,31 +44,32 @@ SEARCH = Stage(
   delta_end=1e4,
   penalty=1e-4,
 )
+# In its one epoch delta is 1e4, so gate logits of -1 and 1 give gates that are
+# exactly 0 and 1 in float32. The logits are not trained.
+MASKED = Stage('masked', 1, WEIGHTS, delta_end=1e4)
 
 
-@dataclasses.dataclass(frozen=True)
-class Masked(Stage):
-  """Fine-tuning as in the authors' code: full size, closed gates are zeros."""
+class Contender(NamedTuple):
+  """A network and the stage that trains it."""
 
-  keep: tuple = ()  # of (gate, open ids)
+  net: Any
+  stage: Stage
+  keep: nn.Keep = nn.NO_KEEP  # masked: the open channels of each gate
 
-  def gates(self, gate_logits, epoch):
-    del epoch
-    closed = dict(self.keep)
-    values = {
-      path: np.isin(np.arange(len(g)), closed[path]).astype(np.float32)
-      for path, g in channel_gates.by_path(gate_logits).items()
-    }
-    paths, tree = jax.tree.flatten(
-      jax.tree_util.tree_map_with_path(
-        lambda path, _: '/'.join(k.key for k in path[:-1]), gate_logits
-      )
-    )
-    return jax.tree.unflatten(tree, [jnp.asarray(values[p]) for p in paths])
+
+def masked(net: Any, keep: nn.Keep) -> Contender:
+  """Fine-tuning as in the authors' code: the full network, closed gates at 0.
+
+  The gates are arguments of the compiled step, as they are tensors in the
+  authors' code: the compiler does not know which channels are zero, so it
+  computes all of them. The step has the sigmoid of the gates on top of a
+  warm-up step, a few hundred numbers.
+  """
+  return Contender(net, MASKED, keep)
 
 
 class OneBatch:
-  """A `Source` (dnal_jax/data/sources.py) of one batch, again and again."""
+  """A `Source` (dnal_jax/data/sources.py) that repeats one batch."""
 
   steps_per_epoch = 100
 
@@ -85,31 +88,43 @@ class OneBatch:
 
 
 def batch(size, shape, classes):
-  """Noise and labels, the same for everyone."""
+  """Noise images and random labels, the same for all contenders."""
   rng = np.random.default_rng(0)
   images = rng.normal(size=(size, *shape)).astype(np.float32)
   return images, rng.integers(0, classes, size).astype(np.int32)
 
 
 def initial(net, shape):
-  """(params, batch_stats) of a network, full or cut."""
+  """(params, batch_stats) of a full or pruned network."""
   variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape)))
   return variables['params'], variables['batch_stats']
 
 
-def begin(net, stage, shape):
-  """The state at the start of a stage."""
-  params, batch_stats = initial(net, shape)
-  gates = walk.graph_of(net, shape).shapes.get('gates', {})
-  gate_logits = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), gates)
-  return jax.jit(partial(train_state.create_train_state, stage))(
-    params, gate_logits, batch_stats
+def begin(contender, shape):
+  """The train state at the start of the contender's stage."""
+  params, batch_stats = initial(contender.net, shape)
+  return jax.jit(partial(train_state.create_train_state, contender.stage))(
+    params, _gate_logits(contender, shape), batch_stats
   )
 
 
-def cut_to(net, shape, macs, *, multiple=1):
-  """The network with random channels closed, a share of them everywhere, so
-  that `macs` are left; widths are multiples of `multiple`."""
+def _gate_logits(contender, shape):
+  """0 as at the start of a search; masked: 1 for open gates, -1 for others."""
+  graph = walk.graph_of(contender.net, shape)
+
+  def logits(path, g):
+    gate = '/'.join(key.key for key in path[:-1])
+    if gate not in contender.keep:
+      return np.zeros(g.shape, g.dtype)
+    is_open = np.isin(graph.gates[gate], contender.keep[gate])
+    return np.where(is_open, 1, -1).astype(g.dtype)
+
+  return jax.tree_util.tree_map_with_path(logits, graph.shapes.get('gates', {}))
+
+
+def prune_to(net, shape, macs, *, multiple=1):
+  """The network pruned to about `macs`: in every layer the same share of random
+  channels is kept, in widths that are multiples of `multiple`."""
   gates = walk.graph_of(net, shape).gates
   rng = np.random.default_rng(0)
   order = {path: rng.permutation(ids) for path, ids in gates.items()}
@@ -132,24 +147,32 @@ def cut_to(net, shape, macs, *, multiple=1):
   return at(high)
 
 
-def ours(net, stage, images, labels, *, steps, at_once=64, dtype='float32'):
+def run_loop(compiled, state, source, steps):
+  """The train state after some steps in the training loop."""
+  state, _ = loop.train_steps(
+    compiled,
+    state,
+    source,
+    first_step=0,
+    steps=steps,
+    epoch=0,
+    on_steps=lambda done, metrics: None,
+    stop=stopping.StopSignal(),
+  )
+  return jax.block_until_ready(state)
+
+
+def ours(contender, images, labels, *, steps, at_once=64, dtype='float32'):
   """() -> seconds of one step, the mean over `steps`."""
-  shape = images.shape[1:]
   source: Any = OneBatch(images, labels, at_once)
-  compiled = loop.CompiledStage(net, stage, source, dtype=dtype, first_step=0)
-  state = begin(net, stage, shape)
+  compiled = loop.CompiledStage(
+    contender.net, contender.stage, source, dtype=dtype, first_step=0
+  )
+  state = begin(contender, images.shape[1:])
 
   def train(steps):
     nonlocal state
-    state, _ = compiled.train(
-      state,
-      step=0,
-      steps=steps,
-      epoch=0,
-      told=lambda done, metrics: None,
-      stop=stopping.StopSignal(),
-    )
-    jax.block_until_ready(state)
+    state = run_loop(compiled, state, source, steps)
 
   def run():
     train(1)
@@ -161,14 +184,20 @@ def ours(net, stage, images, labels, *, steps, at_once=64, dtype='float32'):
 
 
 def pytorch(
-  net, stage, images, labels, *, steps, compiled=False, dtype='float32'
+  contender, images, labels, *, steps, compiled=False, dtype='float32'
 ):
-  """The same in PyTorch, eager or compiled. Makes sure first that it is the
-  same function: the losses of both on the batch differ by rounding."""
+  """The same in PyTorch, eager or compiled; not for masked contenders.
+
+  Raises:
+    AssertionError: the losses on the batch differ by more than rounding, so it
+      is not the same function.
+  """
   import torch  # pyright: ignore[reportMissingImports]
   from torch.nn import functional  # pyright: ignore[reportMissingImports]
   import torch_networks
 
+  net, stage, keep = contender
+  assert not keep, 'there is no masked contender in PyTorch'
   shape = images.shape[1:]
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   torch.backends.cuda.matmul.allow_tf32 = True  # as XLA does by default
@@ -194,8 +223,8 @@ def pytorch(
   )
   graph = walk.graph_of(net, shape)
   if searches:
-    have = sum(gate.numel() for gate in gates)
-    assert have == sum(map(len, graph.gates.values())), 'other gates than ours'
+    count = sum(gate.numel() for gate in gates)
+    assert count == sum(map(len, graph.gates.values())), 'the gates differ'
   forward = torch.compile(module) if compiled else module
 
   def one():
@@ -228,7 +257,8 @@ def _wait(torch, device):
     torch.cuda.synchronize()
 
 
-def _check(net, stage, params, batch_stats, images, labels, theirs, dtype):
+def _check(net, stage, params, batch_stats, images, labels, torch_loss, dtype):
+  """Compares PyTorch's loss of the first step with ours."""
   import torch_networks
 
   gates = walk.graph_of(net, images.shape[1:]).shapes.get('gates', {})
@@ -246,6 +276,7 @@ def _check(net, stage, params, batch_stats, images, labels, theirs, dtype):
     )
     return losses.cross_entropy(logits, labels).mean()
 
-  mine = float(jax.jit(loss)(variables, images, labels))
+  expected = float(jax.jit(loss)(variables, images, labels))
   tolerance = 5e-2 if dtype == 'bfloat16' else 5e-3
-  assert abs(mine - theirs) < tolerance * max(1.0, abs(mine)), (mine, theirs)
+  difference = abs(torch_loss - expected)
+  assert difference < tolerance * max(1.0, expected), (torch_loss, expected)

@@ -1,15 +1,18 @@
-"""Why `dnal_jax/conv_cpu.py` decides as it does: each form, side by side.
+"""Measurements behind the choices of `dnal_jax/ops/convolution_cpu.py`.
 
   python benchmarks/conv_lowering.py [--json=FILE]
 
-Times XLA's own convolution forwards, its gradient by the input and by the
-kernel, and the same in each other form that can compute them (for pools, all in
-one; for products over positions, which some forms do, the product turned around
-and back; for a selection of channels with its gradient, an index against ours;
-for sums of channels and of their squares, those at once against ours),
-interleaved, and prints the ratio native / form per shape as the median of the
-rounds with the extremes. Above 1, the form is faster; a star is on the one that
-is used.
+Times XLA's native operation against each other form that computes the same:
+
+- the forward pass, input gradient and kernel gradient of a convolution
+- max-pooling with its gradient
+- matrix products over positions, against the transposed product
+- selections of channels with their gradient, as an index against a product
+- sums of channels and of their squares, at once against row by row
+
+Rounds are interleaved. Prints the ratio native / form per shape as the median
+of the rounds and the extremes. Above 1, the form is faster; a star marks the
+form that is used.
 """
 
 import argparse
@@ -63,16 +66,16 @@ SHAPES = [
   (32, 144, 144, 3, 1, True),
   (8, 96, 96, 5, 1, True),
 ]
-# (positions, m, n) of two maps, the product of whose channels is [m, n]
+# (positions, m, n): two maps with m and n channels, whose product is [m, n]
 PRODUCTS = [
   (positions, round(times * n), n)
   for positions in (512, 8192)
   for n in (15, 24, 48, 72, 144, 255, 512)
   for times in (1.2, 4 / 3, 1.5, 2, 4)
 ]
-# (side, channels, window, pad), of stride 2
+# (side, channels, window, pad), with stride 2
 POOLS = [(32, 64, 2, 0), (8, 256, 2, 0), (56, 64, 3, 1)]
-# (side, channels, of so many)
+# (side, channels of the map, channels after the selection)
 SELECTIONS = [
   (32, 8, 16),
   (32, 13, 15),
@@ -91,7 +94,7 @@ def seconds(f, *arguments):
 
 
 def ratios(functions, *arguments):
-  """{name: spread of native / name}."""
+  """{name: spread of native / name} of the seconds of each function."""
   compiled = {name: jax.jit(f) for name, f in functions.items()}
   runs = {name: partial(seconds, f, *arguments) for name, f in compiled.items()}
   took = timing.interleaved(runs, ROUNDS)
@@ -164,11 +167,11 @@ def pool(side, channels, window, pad):
 def product(positions, m, n):
   a, b = (jnp.ones((positions, channels)) for channels in (m, n))
 
-  # Times 2, so that the transposition has a reader, as it does in steps.
+  # Times 2, so that the transposed result is read, as it is in train steps.
   def native(a, b):
     return 2 * (a.T @ b)
 
-  def turned(a, b):  # as `conv_cpu` does
+  def turned(a, b):  # as `convolution_cpu` does
     return 2 * jax.lax.optimization_barrier(b.T @ a).T
 
   name = ('*' if convolution_cpu.turned(m, n) else '') + 'turned'
@@ -177,8 +180,8 @@ def product(positions, m, n):
 
 
 def selection(side, chosen, channels):
-  """Of a map of `chosen` channels, spread out over `channels`, as before a sum
-  of maps."""
+  """Spreads a map of `chosen` channels over `channels`, as before a sum of
+  feature maps with different channels."""
   x = jax.random.normal(jax.random.key(0), (BATCH, side, side, chosen))
   ids = jax.random.permutation(jax.random.key(1), channels)[:chosen]
   column = {c: i for i, c in enumerate(sorted(ids.tolist()))}
@@ -201,7 +204,7 @@ def selection(side, chosen, channels):
 
 
 def sums(side, channels):
-  """And of squares, as for a BatchNorm."""
+  """Sums of channels and of their squares, as for a BatchNorm."""
   x = jax.random.normal(jax.random.key(0), (BATCH, side, side, channels))
 
   def native(x):
@@ -232,7 +235,8 @@ def main():
     rows.append({'shape': shape, **operations})
     for operation, forms in operations.items():
       figures = '  '.join(
-        f'{name:>12} {timing.told(values):24}' for name, values in forms.items()
+        f'{name:>12} {timing.describe(values):24}'
+        for name, values in forms.items()
       )
       print(f'{shape:32} {operation:16} {figures.rstrip()}', flush=True)
   timing.save(flags.json, machine, conv_lowering=rows)

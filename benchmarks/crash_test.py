@@ -1,27 +1,27 @@
-"""Runs that are hurt at random moments, beside one that is left alone.
+"""Kills and damages runs at random moments and compares their results.
 
   python benchmarks/crash_test.py 50 [--seed=0] [--kinds=kill,flip,...]
 
-Each try is a run of the demo's network through all stages and the cut, with a
-checkpoint every 5 steps. Two times it is hit: at any moment, while a checkpoint
-is being written, or around the cut; then it runs to its end. Weights,
-architecture, metrics and result must be those of the run that was left alone,
-byte for byte, times apart. A hit, by kind of try, is
+Each try is a run of the demo's network through all stages, with a checkpoint
+every 5 steps. It is hit twice: at any moment, while a checkpoint is being
+written, or around the pruning; then it runs to its end. Weights, architecture,
+metrics and result must equal those of an undisturbed run, byte for byte except
+for times. The kind of a try decides what a hit is:
 
   kill      SIGKILL to the whole process group
-  flip      the same, and a bit of a file of a checkpoint is flipped
-  cut       the same, and a file of a checkpoint is cut short
-  times     the same, and all files are of a random day within a year from now
-  clock     the same, and the clock jumps by days every 5 s, in all runs of
-            the try (needs a C compiler); a run that ends itself with code 75,
-            because a save seems to have taken days, is started again
-  full      the disk is filled up until the run has ended by itself, with a
-            message that names the folder (root only: a small disk is mounted)
-  readonly  nothing in the folder may be written any more, likewise
+  flip      kill, then one bit of a file of a checkpoint is flipped
+  cut       kill, then a file of a checkpoint is truncated
+  times     kill, then all files get random modification times within a year
+  clock     kill, and the clock jumps by days every 5 s in all runs of the try
+            (needs a C compiler); a run that exits with code 75, because a save
+            seems to have taken days, is started again
+  full      the disk is full until the run has exited by itself with a message
+            that names the folder (needs root, to mount a small disk)
+  readonly  the folder is read-only, likewise
 
-A run may also refuse to go on, with a message that names the file; what the
-message advises is done then, and must end the same. Exit code 1 if a try ends
-otherwise.
+After flip and cut a run may also refuse to resume, with a message that names
+the folder; then a run in a new folder, as the message advises, must end in the
+same result. The exit code is 1 if any try ends differently.
 """
 
 import argparse
@@ -54,12 +54,12 @@ FLAGS = (
 )
 KINDS = ('kill', 'flip', 'cut', 'times', 'clock', 'full', 'readonly')
 HITS = 2  # of each try
-HANGS = 600  # seconds after which a run that was hit has not ended by itself
+TIMEOUT = 600  # seconds in which a run that was hit must exit by itself
 DISK = '64m'
 
 
 class Run:
-  """A process that works in a folder."""
+  """A process that trains in a folder."""
 
   def __init__(self, workdir, clock=None):
     self.workdir = workdir
@@ -70,8 +70,7 @@ class Run:
       stderr=subprocess.PIPE,
       text=True,
       start_new_session=True,
-      # libtpu, where it is installed without a TPU, would end itself as soon
-      # as the clock jumps by two minutes.
+      # libtpu, which JAX would load, aborts when the clock jumps by minutes.
       env={
         'JAX_PLATFORMS': 'cpu',
         **os.environ,
@@ -79,28 +78,30 @@ class Run:
       },
     )
 
-  def end(self, seconds=HANGS):
-    """(exit code, what was told as an error) once it has ended by itself."""
+  def end(self, seconds=TIMEOUT):
+    """(exit code, standard error) after it has exited by itself."""
     try:
-      _, told = self._process.communicate(timeout=seconds)
+      _, errors = self._process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
       self.kill()
-      return None, f'had not ended after {seconds} s'
-    return self._process.returncode, told
+      return None, f'had not exited after {seconds} s'
+    return self._process.returncode, errors
 
   def kill(self):
-    with contextlib.suppress(ProcessLookupError):  # it has just ended
+    with contextlib.suppress(ProcessLookupError):  # it has just exited
       os.killpg(self._process.pid, signal.SIGKILL)
     self._process.communicate()
 
-  def reaches_a_moment(self, seconds, rng):
-    """Waits for a random one of a run of so many seconds; False if it ended."""
-    awaited = rng.choice((None, self._saves, self._cuts))
+  def wait_for_a_moment(self, seconds, rng):
+    """Waits for a random moment of a run that takes `seconds` undisturbed.
+
+    Returns whether the process still runs."""
+    awaited = rng.choice((None, self._is_saving, self._has_pruned))
     pause = rng.uniform(0, seconds)
-    if awaited == self._cuts:
+    if awaited == self._has_pruned:
       pause = rng.uniform(0, 0.3 * seconds)
-    elif awaited == self._saves:
-      time.sleep(rng.uniform(0, seconds))  # not always the first
+    elif awaited == self._is_saving:
+      time.sleep(rng.uniform(0, seconds))  # so that it is not always the first
       pause = 0
     while awaited and self._process.poll() is None and not awaited():
       time.sleep(0.001)
@@ -108,15 +109,15 @@ class Run:
       self._process.wait(timeout=pause)
     return self._process.poll() is None
 
-  def _saves(self):
+  def _is_saving(self):
     return any((self.workdir / 'checkpoints').glob('*tmp*'))
 
-  def _cuts(self):
+  def _has_pruned(self):
     return (self.workdir / 'architecture.json').exists()
 
 
 def digest(workdir):
-  """Of all that a run leaves, times apart."""
+  """Hash of all results of a run, except times."""
   result = json.loads((workdir / 'result.json').read_text())
   for stage in result['stages']:
     del stage['seconds']
@@ -130,24 +131,24 @@ def digest(workdir):
   return hashlib.sha256(content).hexdigest()
 
 
-# What is done to a folder, after a kill or while a run goes on.
+# Damage to a folder, after a kill or while a run continues.
 
 
 def flip(workdir, rng):
-  for file in _of_a_checkpoint(workdir, rng):
+  for file in _file_of_a_checkpoint(workdir, rng):
     content = bytearray(file.read_bytes())
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     file.write_bytes(content)
 
 
 def cut(workdir, rng):
-  for file in _of_a_checkpoint(workdir, rng):
+  for file in _file_of_a_checkpoint(workdir, rng):
     content = file.read_bytes()
     file.write_bytes(content[: rng.randrange(len(content))])
 
 
-def _of_a_checkpoint(workdir, rng):
-  """A file that has content, if there is one yet."""
+def _file_of_a_checkpoint(workdir, rng):
+  """[a random file that is not empty], or [] if there is none yet."""
   files = (workdir / 'checkpoints').rglob('*')
   some = sorted(f for f in files if f.is_file() and f.stat().st_size)
   return rng.sample(some, min(len(some), 1))
@@ -159,8 +160,8 @@ def times(workdir, rng):
     os.utime(file, (when, when))
 
 
-DAMAGING = ('flip', 'cut')  # after which a run may refuse to go on
-LATER = {'flip': flip, 'cut': cut, 'times': times}
+DAMAGING = ('flip', 'cut')  # after these, a run may refuse to resume
+AFTER_KILL = {'flip': flip, 'cut': cut, 'times': times}
 
 
 @contextlib.contextmanager
@@ -175,11 +176,11 @@ def full(workdir):
 
 @contextlib.contextmanager
 def readonly(workdir):
-  # Permissions do not stop root, who has a flag for that.
+  # Root may write anyway, except to files with the immutable flag.
   root = os.geteuid() == 0
   forbid, allow = ('+i', '-i') if root else ('a-w', 'u+w')
   command = 'chattr' if root else 'chmod'
-  # What is deleted meanwhile is of no consequence.
+  # Files that the run deletes meanwhile make the command fail, harmlessly.
   subprocess.run([command, '-fR', forbid, workdir], check=False)
   try:
     yield
@@ -187,7 +188,7 @@ def readonly(workdir):
     subprocess.run([command, '-fR', allow, workdir], check=False)
 
 
-MEANWHILE = {'full': full, 'readonly': readonly}
+DURING_RUN = {'full': full, 'readonly': readonly}
 
 
 @contextlib.contextmanager
@@ -202,42 +203,42 @@ def small_disk(folder, size=DISK):
 
 
 def attempt(workdir, kind, seconds, clock, rng):
-  """(what came of it: a digest, or 'failed'; counts; what was told)."""
+  """(digest of the results, or 'failed'; counts; standard error)."""
   counts = collections.Counter()
   for _ in range(HITS):
     run = Run(workdir, clock)
-    if not run.reaches_a_moment(seconds, rng):
-      code, told = run.end()
+    if not run.wait_for_a_moment(seconds, rng):
+      code, errors = run.end()
       if code not in (0, AGAIN) and kind not in DAMAGING:
-        return 'failed', counts, f'{code}: {told}'
+        return 'failed', counts, f'{code}: {errors}'
       continue
     counts['hits'] += 1
-    if kind in MEANWHILE:
-      with MEANWHILE[kind](workdir):
-        code, told = run.end()
-      # 0: what was left to do needed nothing of the disk.
-      if code != 0 and (code != 2 or str(workdir) not in told):
-        return 'failed', counts, f'{code}: {told}'
+    if kind in DURING_RUN:
+      with DURING_RUN[kind](workdir):
+        code, errors = run.end()
+      # 0: the rest of the run needed no disk.
+      if code != 0 and (code != 2 or str(workdir) not in errors):
+        return 'failed', counts, f'{code}: {errors}'
       continue
     run.kill()
-    if kind in LATER:
-      LATER[kind](workdir, rng)
-  code, told = Run(workdir, clock).end()
-  for _ in range(20):  # starts, of which one must come to the end
+    if kind in AFTER_KILL:
+      AFTER_KILL[kind](workdir, rng)
+  code, errors = Run(workdir, clock).end()
+  for _ in range(20):  # starts, one of which must finish
     if code != AGAIN:
       break
-    code, told = Run(workdir, clock).end()
+    code, errors = Run(workdir, clock).end()
   refused = code == 2 and kind in DAMAGING
-  if refused and f"'{workdir / 'checkpoints'}" in told:
+  if refused and f"'{workdir / 'checkpoints'}" in errors:
     counts['refused'] += 1
     workdir = workdir.with_name('another')
     code, more = Run(workdir).end()
-    told += more
-  return ('failed' if code else digest(workdir)), counts, told
+    errors += more
+  return ('failed' if code else digest(workdir)), counts, errors
 
 
 def left_out(kind, folder):
-  """Why this machine cannot do it; None if it can."""
+  """Why this machine cannot do that kind of try; None if it can."""
   try:
     if kind == 'clock':
       source = ROOT / 'benchmarks/jumping_clock.c'
@@ -252,7 +253,7 @@ def left_out(kind, folder):
       with readonly(folder / 'written'), contextlib.suppress(OSError):
         (folder / 'written/file').touch()
       if (folder / 'written/file').exists():
-        return 'the file system has no way to forbid it'
+        return 'the file system cannot make a folder read-only'
   except (OSError, subprocess.CalledProcessError) as error:
     return str(error)
   return None
@@ -272,19 +273,19 @@ def main():
   kinds = []
   for kind in args.kinds.split(','):
     if kind not in KINDS:
-      parser.error(f'--kinds has {kind!r}; there are {", ".join(KINDS)}')
+      parser.error(f'--kinds has {kind!r}; kinds are {", ".join(KINDS)}')
     why = left_out(kind, folder)
     if why:
       print(f'{kind} is left out: {why}')
     else:
       kinds.append(kind)
-  alone = folder / 'alone'
-  code, told = Run(alone).end()
+  undisturbed = folder / 'undisturbed'
+  code, errors = Run(undisturbed).end()
   if code:
-    sys.exit(told)
-  whole = digest(alone)
+    sys.exit(errors)
+  expected = digest(undisturbed)
   started = time.monotonic()
-  Run(folder / 'timed').end()  # with what it has to compile compiled
+  Run(folder / 'timed').end()  # its programs are in the compilation cache
   seconds = time.monotonic() - started
   counts = collections.defaultdict(collections.Counter)
   for number in range(args.tries):
@@ -293,18 +294,18 @@ def main():
     clock = folder / 'clock.so' if kind == 'clock' else None
     disk = small_disk(place) if kind == 'full' else contextlib.nullcontext()
     with disk:
-      came, of_try, told = attempt(place / 'run', kind, seconds, clock, rng)
-      if came != 'failed':
-        came = 'identical' if came == whole else 'differing'
-      counts[kind].update({'tries': 1, came: 1, **of_try})
-      print(f'{number + 1}: {kind}, {dict(of_try)}: {came}', flush=True)
-      bad = came != 'identical'
-      if bad and kind == 'full':  # before it is gone
+      end, of_try, errors = attempt(place / 'run', kind, seconds, clock, rng)
+      if end != 'failed':
+        end = 'identical' if end == expected else 'differing'
+      counts[kind].update({'tries': 1, end: 1, **of_try})
+      print(f'{number + 1}: {kind}, {dict(of_try)}: {end}', flush=True)
+      bad = end != 'identical'
+      if bad and kind == 'full':  # before the disk is unmounted
         shutil.copytree(place, folder / f'{number}-disk')
     if bad or of_try['refused']:
-      print(f'  {told.strip()}', flush=True)
+      print(f'  {errors.strip()}', flush=True)
     if bad:
-      print(f'  left in {place}*', flush=True)
+      print(f'  kept in {place}*', flush=True)
     else:
       shutil.rmtree(place)
   heads = ('tries', 'hits', 'refused', 'identical', 'failed', 'differing')

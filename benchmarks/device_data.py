@@ -1,13 +1,13 @@
-"""CIFAR-size images: the data set on the device against feeding from the host.
+"""CIFAR-size images: data in device memory against feeding from the host.
 
   python benchmarks/device_data.py [--network=vgg7_digits] [--image=32]
     [--batch=128] [--rounds=5] [--steps=64] [--json=FILE]
 
-Three ways to the same warm-up steps on 10,000 random images, cropped and
-flipped: several steps a call on a data set that lies on the device (what runs
-do), one step a call on it, and batches cut on the host with numpy. Prints
-steps/s, and how much of the time the loop itself takes: what a step takes in
-the loop over what it takes in one call of as many steps, less one.
+Times the same warm-up steps on 10,000 random images, cropped and flipped, fed
+in three ways: several steps per call on a data set in device memory (as in
+runs), one step per call on it, and batches made by numpy on the host. Prints
+steps/s and the time of a step relative to one call of as many steps; what
+exceeds 1 is the cost of the loop.
 """
 
 import argparse
@@ -24,14 +24,13 @@ import timing
 
 from dnal_jax import models
 from dnal_jax.data import Data, batches
-from dnal_jax.parallel import stopping
 from dnal_jax.training import loop
 
 IMAGES = 10_000
 
 
 class OnDevice:
-  """A `Source` of random images that lie on the device."""
+  """A `Source` of random images in device memory."""
 
   def __init__(self, data, batch_size, steps_per_call):
     self.data, self.batch_size = data, batch_size
@@ -61,7 +60,7 @@ class OnDevice:
 
 
 class FromHost(OnDevice):
-  """The same, cropped and flipped by numpy and sent batch by batch."""
+  """The same images, cropped and flipped by numpy and sent batch by batch."""
 
   def train_batch(self, inputs, number):
     del number
@@ -107,38 +106,31 @@ def runner(net, shape, source: Any, steps):
   compiled = loop.CompiledStage(
     net, contenders.WARMUP, source, dtype='float32', first_step=0
   )
-  state = contenders.begin(net, contenders.WARMUP, shape)
+  warmup = contenders.Contender(net, contenders.WARMUP)
+  state = contenders.begin(warmup, shape)
 
   def run():
     nonlocal state
     started = time.perf_counter()
-    state, _ = compiled.train(
-      state,
-      step=0,
-      steps=steps,
-      epoch=0,
-      told=lambda done, metrics: None,
-      stop=stopping.StopSignal(),
-    )
-    jax.block_until_ready(state)
+    state = contenders.run_loop(compiled, state, source, steps)
     return (time.perf_counter() - started) / steps
 
   return run
 
 
 def alone(net, shape, source: Any, steps):
-  """() -> seconds of one step where the device is handed all in one call."""
+  """() -> seconds of one step where all steps are one call."""
   compiled = loop.CompiledStage(
     net, contenders.WARMUP, source, dtype='float32', first_step=0
   )
-  state = contenders.begin(net, contenders.WARMUP, shape)
+  warmup = contenders.Contender(net, contenders.WARMUP)
+  state = contenders.begin(warmup, shape)
 
   def run():
     nonlocal state
     started = time.perf_counter()
-    state, _ = compiled._steps(
-      state, source.inputs(0, steps), steps, compiled._given(0)
-    )
+    inputs = source.inputs(0, steps)
+    state, _ = compiled.run_steps(state, inputs, steps, epoch=0)
     jax.block_until_ready(state)
     return (time.perf_counter() - started) / steps
 
@@ -190,8 +182,8 @@ def main():
     over = timing.ratio(values, seconds['in one call'])
     rows[name] = {'steps/s': rates, 'time over one call': over}
     print(
-      f'{name:27} {timing.told(rates, ".1f"):26} steps/s, time over one call'
-      f' {timing.told(over, ".3f")}'
+      f'{name:27} {timing.describe(rates, ".1f"):26} steps/s,'
+      f' time over one call {timing.describe(over, ".3f")}'
     )
   timing.save(flags.json, machine, device_data=rows)
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# The GPU part of all benchmarks, and real training of the CIFAR networks on
-# Fashion-MNIST at two lambdas; within 9 minutes on one modern GPU.
+# All benchmarks on a GPU, and training of ResNet56 on Fashion-MNIST with two
+# lambdas; takes at most 9 minutes on one modern GPU.
 #
 #   benchmarks/gpu.sh OUT.json
 #
-# Needs jax, flax, optax, orbax and torch, no TensorFlow. WHEELS=FOLDER installs
-# wheels from there first (ml_collections, absl and so on, where the machine has
-# no network). Fashion-MNIST is read from the cache of small images that an
-# earlier run has left (XDG_CACHE_HOME, with TFDS_DATA_DIR as it was then).
-# TINY=1 does all of it with small networks, at sizes that a CPU can take, and
-# with eight times the time, to test this script.
-# Every part has a time limit; one that fails or is cut short leaves its exit
-# code in OUT.json, and the script ends with code 1.
+# Needs jax, flax, optax, orbax and torch, but not TensorFlow. WHEELS=FOLDER
+# first installs wheels from that folder (ml_collections, absl and so on, for a
+# machine without a network). Fashion-MNIST is read from the cache of small
+# images that an earlier run has written (XDG_CACHE_HOME, with the TFDS_DATA_DIR
+# of that run). TINY=1 runs all parts with small networks that a CPU can train,
+# and with eight times the time limits, to test this script.
+# Every part has a time limit. The exit code of a part that fails or times out is
+# in OUT.json, and the script then exits with 1.
 set -u
 out=${1:?usage: benchmarks/gpu.sh OUT.json}
 cd "$(dirname "$0")/.." || exit 1

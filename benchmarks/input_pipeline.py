@@ -1,23 +1,24 @@
-"""How fast training images are read, beside what PyTorch users have.
+"""Speed of reading training images, compared with PyTorch's DataLoader.
 
   pip install -r requirements-bench.txt
   python benchmarks/input_pipeline.py [--images=2000] [--workers=N]
     [--rounds=5] [--json=FILE]
 
 Measures images per second and core, from JPEG files to batches of 64 crops of
-224 x 224, of
+224 x 224 pixels, of
 
-- ours, from an image folder and from the TFRecords of tensorflow-datasets:
-  uint8 on the JAX CPU device (normalising them is part of the train step);
+- ours, from an image folder and from the TFRecords of tensorflow-datasets, as
+  uint8 on the JAX CPU device (the train step normalises them);
 - the torchvision way, written out here: PIL, RandomResizedCrop, flip, tensor,
-  normalised, in the worker processes of a DataLoader;
-- whole images decoded, by TensorFlow and by PIL in the same DataLoader: the
-  limit for whoever decodes them whole. Ours decodes the crop only and, unlike
-  PIL, does not antialias it.
+  normalisation, in the worker processes of a DataLoader;
+- decoding of whole images alone, by TensorFlow and by PIL in the same
+  DataLoader: the limit of every pipeline that decodes whole images. Ours
+  decodes the crop only and, unlike PIL, does not antialias it.
 
-In each round every variant runs once, alone, on the same cores: some batches
-untimed, then as many timed as in any other, with more to come, so that neither
-filling nor emptying queues counts; nor does the disk, as files are cached.
+In each round every variant runs once, alone, on the same cores. It reads some
+batches untimed, then the same number of timed batches as the others, and stops
+before its last batch, so that filling and draining queues is not timed. Files
+are in the page cache, so disk reads are not timed either.
 """
 
 import argparse
@@ -35,7 +36,7 @@ import tempfile
 import time
 from typing import Any
 
-# Worker processes import this file, too: no JAX and no TensorFlow up here.
+# Worker processes import this file: JAX and TensorFlow are imported later.
 import numpy as np
 
 try:
@@ -48,14 +49,16 @@ except ImportError as error:
 BATCH, SIDE, SCALE, VALIDATION = 64, 224, (0.08, 1.0), 8
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES = ('ant', 'bee', 'cow', 'dog')
-AHEAD = 2  # batches that a worker process prepares ahead, DataLoader's default
+AHEAD = 2  # batches that each worker process prefetches, DataLoader's default
 BASELINE = 'torchvision way'
-Batches = Generator[Any, None, None]  # when closed, leaves nothing running
+Batches = Generator[Any, None, None]  # nothing runs after it is closed
 
 
 def write_folder(root: pathlib.Path, images: int) -> list[str]:
-  """Photographs as train/CLASS/*.jpg, and two of each class in val; 70 % are
-  500 x 375 pixels, the others upright. The files of train."""
+  """Writes photographs as train/CLASS/*.jpg, and two of each class to val.
+
+  70 % have 500 x 375 pixels, the others 375 x 500. Returns the training files.
+  """
   from photographs import jpeg
 
   rng = np.random.default_rng(0)
@@ -71,13 +74,13 @@ def write_folder(root: pathlib.Path, images: int) -> list[str]:
 
 
 def write_tfrecords(folder: pathlib.Path, root: pathlib.Path) -> None:
-  """The same files as the data set 'photographs' of tensorflow-datasets."""
+  """Writes the same files as a tensorflow-datasets data set, 'photographs'."""
   import tensorflow_datasets as tfds
 
   def examples(part):
     for file in folder.glob(f'{part}/*/*.jpg'):
       example = {'image': file.read_bytes(), 'label': file.parent.name}
-      yield file.name, example  # bytes are stored as they are
+      yield file.name, example  # the JPEG bytes are stored unchanged
 
   image = tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg')
   label = tfds.features.ClassLabel(names=list(CLASSES))
@@ -92,7 +95,7 @@ def write_tfrecords(folder: pathlib.Path, root: pathlib.Path) -> None:
 
 
 def our_source(name: str = '', **where: str):
-  """The training images of a `folder`, or of the data set `name` in `dir`."""
+  """Source of the images of a `folder`, or of the data set `name` in `dir`."""
   from dnal_jax.data import Data, streamed
 
   options: Any = {'validation': VALIDATION, 'flip': True, **where}
@@ -104,7 +107,7 @@ def our_source(name: str = '', **where: str):
 
 
 def check_stored(source: Any, files: list[str]) -> None:
-  """The TFRecords hold the bytes of the files, not images encoded anew."""
+  """Asserts that the TFRecords have the bytes of the files, not re-encoded."""
   records = source._splits['train'].records
   stored = {hash(records.read(i)[0].numpy()) for i in range(len(files))}
   assert stored == {hash(pathlib.Path(file).read_bytes()) for file in files}
@@ -118,13 +121,13 @@ def our_batches(source: Any) -> Batches:
 
 
 def tensorflow_decodes(files: list[str], workers: int) -> Batches:
-  """One number of each decoded image, by a parallel map on all cores."""
+  """One pixel of each decoded image, by a parallel map on all cores."""
   from dnal_jax.data.crops import import_tensorflow
 
   tf = import_tensorflow()
 
   def decode(path):
-    # Exact, as ours and PIL; TensorFlow's default is a coarser transform.
+    # Exact, as in ours and PIL; TensorFlow's default is less accurate.
     return tf.io.decode_jpeg(
       tf.io.read_file(path), channels=3, dct_method='INTEGER_ACCURATE'
     )[0, 0, 0]
@@ -134,7 +137,7 @@ def tensorflow_decodes(files: list[str], workers: int) -> Batches:
 
 
 def random_window(width: int, height: int) -> tuple[int, int, int, int]:
-  """RandomResizedCrop's left, top, width, height, as it is documented."""
+  """(left, top, width, height) as documented for RandomResizedCrop."""
   for _ in range(10):
     area = width * height * torch.empty(1).uniform_(*SCALE).item()
     logarithm = torch.empty(1).uniform_(math.log(3 / 4), math.log(4 / 3))
@@ -165,7 +168,7 @@ def decoded(image: PIL.Image.Image):
 
 
 class Photographs(torch.utils.data.Dataset):
-  """(what `example` makes of an opened image, label) of every file."""
+  """(example(opened image), label) of every file."""
 
   def __init__(self, files: list[str], example: Callable):
     self._files, self._example = files, example
@@ -179,7 +182,7 @@ class Photographs(torch.utils.data.Dataset):
 
 
 def torch_loader(files: list[str], workers: int, batches: int, example: Any):
-  """Shuffled epochs; so many batches with all worker processes at work."""
+  """Loader of `batches` shuffled batches during which all workers are busy."""
   dataset: Any = Photographs(files, example)
   images = (batches + AHEAD * workers) * BATCH
   return torch.utils.data.DataLoader(
@@ -189,13 +192,13 @@ def torch_loader(files: list[str], workers: int, batches: int, example: Any):
     num_workers=workers,
     prefetch_factor=AHEAD,
     persistent_workers=True,
-    multiprocessing_context='spawn',  # TensorFlow's threads survive no fork
+    multiprocessing_context='spawn',  # TensorFlow's threads forbid fork
   )
 
 
 def torch_batches(loader: Any) -> Batches:
-  """Those of the loader; fetches what is under way at the end, so that its
-  worker processes idle until the next round."""
+  """The loader's batches. When closed, fetches the prefetched batches, so that
+  the worker processes are idle until the next round."""
   batches = iter(loader)
   try:
     yield from batches
@@ -213,7 +216,7 @@ def rate(batches: Batches, untimed: int, timed: int) -> float:
     next(batches)
   seconds = time.perf_counter() - started
   batches.close()
-  gc.collect()  # and with it the last of a tf.data pipeline
+  gc.collect()  # ends the threads of a tf.data pipeline
   return timed * BATCH / seconds
 
 
@@ -222,8 +225,8 @@ def shown(rounds: list[float]) -> str:
 
 
 def measure(root: pathlib.Path, images: int, workers: int, rounds: int):
-  """Images per second and core of every variant, and the ratios."""
-  # Whole turns of all worker processes, which finish batches in turn.
+  """Images per second and core of every variant, and their ratios."""
+  # A multiple of the number of workers, which deliver batches in turn.
   timed = workers * max(8, math.ceil(images / BATCH / workers))
   untimed = max(4, AHEAD * workers)
   files = write_folder(root / 'folder', images)
@@ -256,7 +259,9 @@ def measure(root: pathlib.Path, images: int, workers: int, rounds: int):
 
 
 def keep_to(workers: int | None) -> int:
-  """Leaves this process and its children so many cores; how many."""
+  """Restricts this process and its children to `workers` cores (None: all).
+
+  Returns the number of cores."""
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
     return len(os.sched_getaffinity(0))

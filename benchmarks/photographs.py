@@ -14,7 +14,7 @@ _NAMES = ('astronaut.png', 'chelsea.png', 'coffee.png', 'rocket.jpg')
 
 @functools.cache
 def photographs() -> list[Image.Image]:
-  """Six photographs in RGB, of 450 to 640 pixels on the longer side."""
+  """Six RGB photographs whose longer sides have 450 to 640 pixels."""
   folder = pathlib.Path(skimage.data.__file__).parent
   images = [Image.open(folder / name).convert('RGB') for name in _NAMES]
   samples: list[np.ndarray] = datasets.load_sample_images()['images']
@@ -30,7 +30,7 @@ def jpeg(
   mode: str = 'RGB',
   quality: int = 95,
 ) -> bytes:
-  """A random part of photograph `number`, modulo six, width x height pixels."""
+  """JPEG of width x height pixels, a random part of photograph `number` % 6."""
   photograph = photographs()[number % len(photographs())]
   largest = min(photograph.width / width, photograph.height / height)
   share = largest * rng.uniform(0.6, 1.0)

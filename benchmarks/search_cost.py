@@ -1,20 +1,22 @@
-"""What a whole DNAL run costs, in units of training the baseline once.
+"""Cost of a whole DNAL run, in units of training the baseline once.
 
   PYTHONPATH=. python benchmarks/search_cost.py [--networks=vgg16_cifar,...]
     [--batch=N] [--rounds=3] [--steps=4] [--width=1.0] [--image=SIDE]
     [--json=FILE]
 
-For every published row of a network: warm-up, search and fine-tuning by the
-measured times of our steps, on networks cut at random to the published macs,
-times the epochs of our configs (on ImageNet the published ones), over the
-baseline's epochs at the time of a warm-up step. Beside it the authors' way,
-which fine-tunes at full size with closed channels at zero.
+For every published row of a network, adds up warm-up, search and fine-tuning:
+the measured times of a step, times the epochs of our configs (on ImageNet the
+published ones). Fine-tuning is timed on networks with random channels pruned to
+the published macs. The sum is divided by the time of the baseline's epochs of
+warm-up steps. "masked" is the same for fine-tuning as in the authors' code, the
+full network with closed gates at 0.
 """
 
 import argparse
 import importlib
 
 import contenders
+from contenders import Contender
 import timing
 
 from dnal_jax import models
@@ -76,7 +78,7 @@ PUBLISHED = {
 
 
 def epochs_of(config):
-  """{stage: epochs} of a config, the baseline among them."""
+  """{stage: epochs} of a config, including the baseline."""
   stages = importlib.import_module(f'configs.{config}').get_config().stages
   return {name: stage.epochs for name, stage in stages.items()}
 
@@ -90,27 +92,26 @@ def measure(name, flags):
   net = variant.build(classes=variant.classes, width=flags.width)
   images, labels = contenders.batch(flags.batch or batch, shape, 10)
   at_once = 64 if side <= 64 else 1
-  whole = exact.count(variant.build(classes=variant.classes), shape_of(variant))
+  published_macs = exact.count(
+    variant.build(classes=variant.classes), shape_of(variant)
+  ).macs
   full = exact.count(net, shape).macs
   nets = {
-    key: contenders.cut_to(net, shape, full * macs / whole.macs)
+    key: contenders.prune_to(net, shape, full * macs / published_macs)
     for key, macs in published.items()
   }
   some = next(iter(nets.values()))
-  masked = contenders.Masked(
-    'masked', 1000, contenders.WEIGHTS, keep=tuple(some.keep.items())
-  )
   stages = {
-    'warmup': (net, contenders.WARMUP),
-    'search': (net, contenders.SEARCH),
-    'masked': (net, masked),
-    **{key: (cut, contenders.FINETUNE) for key, cut in nets.items()},
+    'warmup': Contender(net, contenders.WARMUP),
+    'search': Contender(net, contenders.SEARCH),
+    'masked': contenders.masked(net, some.keep),
+    **{key: Contender(n, contenders.FINETUNE) for key, n in nets.items()},
   }
   runs = {
     key: contenders.ours(
-      network, stage, images, labels, steps=flags.steps, at_once=at_once
+      contender, images, labels, steps=flags.steps, at_once=at_once
     )
-    for key, (network, stage) in stages.items()
+    for key, contender in stages.items()
   }
   seconds = timing.interleaved(runs, flags.rounds)
   epochs = epochs_of(config)
@@ -134,7 +135,7 @@ def shape_of(variant):
 
 
 def cost(seconds, epochs, finetune):
-  """Spread over the rounds of DNAL's time over the baseline's."""
+  """Spread over the rounds of a whole run's time over the baseline's."""
   rounds = zip(
     *(seconds[key] for key in ('warmup', 'search', finetune)), strict=True
   )
@@ -173,8 +174,9 @@ def main():
       rows.append(row)
       print(
         f'{name:20} {row["lambda"]}: macs x {row["macs, share"]:.2f}, step x'
-        f' {timing.told(row["step, share"])}; run {timing.told(row["ours"])},'
-        f' masked at full size {timing.told(row["masked"])}',
+        f' {timing.describe(row["step, share"])};'
+        f' run {timing.describe(row["ours"])},'
+        f' masked at full size {timing.describe(row["masked"])}',
         flush=True,
       )
   timing.save(flags.json, machine, search_cost=rows)

@@ -2,9 +2,9 @@
 
   python benchmarks/startup.py [--config=configs/quickstart.py] [ROUNDS]
 
-Cold is with an empty cache of compiled programs, warm with what the cold start
-has left there. Each start is a process of its own, of the real command line,
-which is ended when the first step is told.
+"cold" starts with an empty cache of compiled programs, "warm" with the cache
+that the cold start has written. Each start is a process that runs the real
+command line and exits after the first step.
 """
 
 import json
@@ -22,22 +22,24 @@ import jax
 ROOT = pathlib.Path(__file__).parent.parent
 DRIVER = """
 import os, sys, time
-from dnal_jax import engine, report
+import jax
+from dnal_jax.training import loop
 
-engine._LEAST = 1  # not the first call of four
+run_steps = loop.CompiledStage.run_steps
 
-def first_step(bar, done, metrics):
+def first_step(self, state, inputs, steps, epoch):
+  jax.block_until_ready(run_steps(self, state, inputs, 1, epoch))
   print(time.time(), 'tensorflow' in sys.modules, flush=True)
   os._exit(0)
 
-report.StageBar.steps = first_step
+loop.CompiledStage.run_steps = first_step
 import runpy
 runpy.run_module('dnal_jax.main', run_name='__main__')
 """
 
 
 def start(config, workdir, cache):
-  """Seconds to the first step; refuses if TensorFlow was imported."""
+  """Seconds to the first step; exits if TensorFlow was imported."""
   environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(cache)}
   environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
   began = time.time()

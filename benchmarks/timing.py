@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved rounds, their spread, the machine."""
+"""Shared by the benchmarks: interleaved rounds, their spread, the machine."""
 
 import importlib.metadata
 import json
@@ -14,14 +14,14 @@ import numpy as np
 
 
 def save(path, machine, **rows):
-  """Writes the JSON that `path` names; None is for none."""
+  """Writes machine and rows to a JSON file; does nothing if `path` is None."""
   if path:
     with open(path, 'w') as file:
       json.dump({'machine': machine, **rows}, file, indent=1)
 
 
 def machine():
-  """What the figures were measured on."""
+  """{name: value} of the hardware and versions that the figures depend on."""
   packages = ('jax', 'flax', 'torch')
   found = {'device': jax.devices()[0].device_kind, 'cores': os.cpu_count()}
   for line in _lines('/proc/cpuinfo'):
@@ -55,8 +55,10 @@ def _lines(path):
 
 
 def interleaved(contenders, rounds):
-  """{name: [seconds of each round]}; a contender is called once to warm up,
-  then once in every round, which each begin at another one."""
+  """{name: [seconds of each round]} of functions that return seconds.
+
+  Each is called once untimed, then once per round; the order rotates.
+  """
   names = list(contenders)
   for name in names:
     contenders[name]()
@@ -69,7 +71,7 @@ def interleaved(contenders, rounds):
 
 
 def spread(values):
-  """{median, min, max} of some figures."""
+  """{median, min, max} of some numbers."""
   return {
     'median': statistics.median(values),
     'min': min(values),
@@ -78,12 +80,12 @@ def spread(values):
 
 
 def ratio(above, below):
-  """Spread of the ratios of two contenders in the same rounds."""
+  """Spread of the ratios of two contenders, round by round."""
   return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
-def told(figures, form='.2f'):
-  """'median (min to max)'."""
+def describe(figures, form='.2f'):
+  """'median (min to max)' of a spread."""
   median, low, high = (
     format(figures[k], form) for k in ('median', 'min', 'max')
   )
@@ -91,8 +93,8 @@ def told(figures, form='.2f'):
 
 
 def peak(dtype):
-  """Multiply-adds per second of a large matrix product on this device, by
-  numpy's library on a CPU: what shares of the peak are shares of."""
+  """Multiply-adds per second of a large matrix product on this device (on a CPU
+  by numpy's BLAS), which shares of the peak refer to."""
   on_cpu = jax.default_backend() == 'cpu'
   n = 2048 if on_cpu else 8192
   if on_cpu:

@@ -1,8 +1,8 @@
-"""The same networks written plainly in PyTorch, to be timed beside ours.
+"""The CNNs of the paper in PyTorch, for comparison with ours.
 
-Full, gated and cut: the widths come from the graph over our network, the rest
-is written out. `load` copies our weights, so that a benchmark can make sure
-that both are the same function before it compares their speed.
+Builds the full, the gated and the pruned form. Widths come from the graph of
+our network, the rest is written out. `load` copies our weights, so a benchmark
+can check that both are the same function before it compares their speed.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ DELTA = 2.5  # of the gates; constant within an epoch
 
 
 def build(net, image_shape, *, gated=False):
-  """The PyTorch form of a network of ours, full or cut; with gates or not."""
+  """The PyTorch form of a full or pruned network, with or without gates."""
   families = {
     vgg.Vgg: Vgg,
     resnet.ResNet: ResNet,
@@ -30,10 +30,10 @@ def build(net, image_shape, *, gated=False):
 
 
 def load(module, variables):
-  """Copies our `params` and `batch_stats` into a module of `build`.
+  """Copies our `params` and `batch_stats` into a module made by `build`.
 
   Raises:
-    RuntimeError: they are not the variables of the same network.
+    RuntimeError: they are variables of another network.
   """
   names = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
   names |= {'mean': 'running_mean', 'var': 'running_var'}
@@ -52,14 +52,14 @@ def load(module, variables):
 
 
 class Layers:
-  """Makes the layers of a network by their path in ours."""
+  """Makes the layers of a network by their path in our network."""
 
   def __init__(self, sites, gated):
     self.sites, self.gated = sites, gated
 
   def conv(self, path, stride=1, gate=True):
-    """None if the layer is not there any more. An expansion shares the width
-    that a gate further on decides over, and has none itself."""
+    """The layer, or None if it was pruned away. `gate` is False for expansions,
+    whose width is decided by the gate of the depthwise layer."""
     site = self.sites.get(path)
     if site is None or not site.outs:
       return None
@@ -73,7 +73,7 @@ class Layers:
 
 
 class ConvBn(nn.Conv2d):
-  """Convolution, BatchNorm and, where asked, a gate."""
+  """Convolution, BatchNorm and, if `gated`, a gate."""
 
   def __init__(self, site, stride, gated):
     n = len(site.outs)
@@ -87,7 +87,7 @@ class ConvBn(nn.Conv2d):
     self.ids = site.outs
     self.bn = nn.BatchNorm2d(n)
     self.gate = nn.Parameter(torch.zeros(n)) if gated else None
-    # Drawing 1,000 random layers takes longer than a benchmark's steps.
+    # Random initialisation of 1,000 layers takes longer than the timed steps.
     nn.init.constant_(self.weight, 0.01)
 
   def forward(self, input):
@@ -116,7 +116,7 @@ class Head(nn.Module):
 
 
 class Add(nn.Module):
-  """The sum of two maps that may lack different channels."""
+  """The sum of two feature maps, each zero in the channels that it lacks."""
 
   def __init__(self, ids, other):
     super().__init__()
@@ -155,7 +155,7 @@ class Vgg(nn.Module):
 
 
 class Block(nn.Module):
-  """A residual block of either kind; a vanished branch leaves the shortcut."""
+  """A basic or bottleneck block; a pruned branch leaves the shortcut alone."""
 
   def __init__(self, layers, path, names, strides, ids, shift=0):
     super().__init__()

@@ -1,21 +1,22 @@
-"""Train steps of every stage, ours beside PyTorch's.
+"""Times of train steps of every stage, and PyTorch's for comparison.
 
   python benchmarks/train_step.py [--networks=resnet56_cifar,...] [--batch=128]
     [--dtype=float32] [--rounds=5] [--steps=4] [--width=1.0] [--image=SIDE]
     [--torch=eager,compile] [--multiples 1 8] [--masked]
     [--stages=warmup,...] [--json=FILE]
 
-Steps of warm-up, search and fine-tuning (cut to 50 % and 25 % of the macs;
-x8: to widths that are multiples of 8), in interleaved rounds: images/s, ours
-over PyTorch's, the share of what a large matrix product reaches here, and how
-a stage compares with the warm-up. --masked adds the authors' way of
-fine-tuning, full size with zeros; --stages are beginnings of names of stages,
-the warm-up is always timed; --torch= leaves PyTorch out.
+Times warm-up, search and fine-tuning (pruned to 50 % and 25 % of the macs; x8:
+to widths that are multiples of 8) in interleaved rounds. Prints images/s, their
+ratio to PyTorch's, the share of the speed of a large matrix product, and the
+time relative to the warm-up. --masked adds fine-tuning as in the authors' code:
+the full network with closed gates at 0. --stages selects stages by the
+beginnings of their names; the warm-up is always timed. --torch= omits PyTorch.
 """
 
 import argparse
 
 import contenders
+from contenders import Contender
 import timing
 
 from dnal_jax import models
@@ -26,46 +27,43 @@ CIFAR = 'vgg16_cifar,resnet56_cifar,mobilenet_v2_cifar'
 PASSES = {'warmup': 3, 'search': 2, 'masked': 3}
 
 
-def stages_of(net, shape, multiples, masked):
-  """{name: (network, stage)} of what is timed."""
+def contenders_of(net, shape, multiples, masked):
+  """{name: contender} of all that can be timed."""
   macs = exact.count(net, shape).macs
   found = {
-    'warmup': (net, contenders.WARMUP),
-    'search': (net, contenders.SEARCH),
+    'warmup': Contender(net, contenders.WARMUP),
+    'search': Contender(net, contenders.SEARCH),
   }
   for share in (0.5, 0.25):
     for multiple in multiples:
       name = f'finetune {share:.0%}' + (f' x{multiple}' if multiple > 1 else '')
-      cut = contenders.cut_to(net, shape, macs * share, multiple=multiple)
-      # Where every layer keeps as many channels, some networks stay larger.
-      if exact.count(cut, shape).macs < 1.3 * macs * share:
-        found[name] = cut, contenders.FINETUNE
+      small = contenders.prune_to(net, shape, macs * share, multiple=multiple)
+      # With one multiple of channels in every layer, some networks are larger.
+      if exact.count(small, shape).macs < 1.3 * macs * share:
+        found[name] = Contender(small, contenders.FINETUNE)
   if masked:
-    half = contenders.cut_to(net, shape, macs / 2)
-    stage = contenders.Masked(
-      'masked', 1000, contenders.WEIGHTS, keep=tuple(half.keep.items())
-    )
-    found['masked'] = (net, stage)
+    half = contenders.prune_to(net, shape, macs / 2)
+    found['masked'] = contenders.masked(net, half.keep)
   return found
 
 
 def measure(name, flags):
-  """The figures of one network."""
+  """The rows of one network."""
   variant = models.get(name)
   side = flags.image or variant.image
   shape = (side, side, 3)
   net = variant.build(classes=variant.classes, width=flags.width)
   images, labels = contenders.batch(flags.batch, shape, variant.classes)
-  # What streams its images does one step a call.
+  # Streamed images are trained on one step per call.
   at_once = 64 if side <= 64 else 1
   kinds = [kind for kind in flags.torch.split(',') if kind]
-  stages = stages_of(net, shape, flags.multiples, flags.masked)
+  stages = contenders_of(net, shape, flags.multiples, flags.masked)
   if flags.stages:
     wanted = ('warmup', *flags.stages.split(','))
     stages = {k: v for k, v in stages.items() if k.startswith(wanted)}
   runs = {}
-  for stage, (network, value) in stages.items():
-    arguments = network, value, images, labels
+  for stage, contender in stages.items():
+    arguments = contender, images, labels
     options = {'steps': flags.steps, 'dtype': flags.dtype}
     runs[stage, 'ours'] = contenders.ours(
       *arguments, **options, at_once=at_once
@@ -78,8 +76,8 @@ def measure(name, flags):
   peak = timing.peak(flags.dtype)
   full = exact.count(net, shape).macs
   rows = []
-  for stage, (network, _) in stages.items():
-    macs = exact.count(network, shape).macs
+  for stage, contender in stages.items():
+    macs = exact.count(contender.net, shape).macs
     took = seconds[stage, 'ours']
     done = macs * PASSES.get(stage, 3) * flags.batch
     rows.append(
@@ -116,13 +114,13 @@ def show(rows):
   for row in rows:
     print(
       f'{row["network"]:20} {row["stage"]:17}'
-      f' {timing.told(row["images/s"], ".0f"):22} images/s'
+      f' {timing.describe(row["images/s"], ".0f"):22} images/s'
       f' {row["of peak"]:6.1%} of peak'
-      f'  time over warm-up {timing.told(row["over warmup"])},'
+      f'  time over warm-up {timing.describe(row["over warmup"])},'
       f' macs {1 / row["macs, fewer"]:.2f}'
       f' ({row["speed-up"]["median"] / row["macs, fewer"]:.2f} of ideal)'
       + ''.join(
-        f'  {key} {timing.told(value)}'
+        f'  {key} {timing.describe(value)}'
         for key, value in row.items()
         if key.startswith('over ') and key != 'over warmup'
       ),
@@ -140,7 +138,7 @@ def main():
   parser.add_argument('--width', type=float, default=1.0)
   parser.add_argument('--image', type=int)
   parser.add_argument('--torch', default='eager')
-  parser.add_argument('--stages')  # the warm-up is always among them
+  parser.add_argument('--stages')
   parser.add_argument('--multiples', type=int, nargs='+', default=[1, 8])
   parser.add_argument('--masked', action='store_true')
   parser.add_argument('--json')

@@ -2,15 +2,15 @@ r"""Compiles the steps of a run for a TPU slice, with no TPU attached.
 
 python -m dnal_jax.dryrun --config=configs/mbv2_imagenet.py --topology=v5e:4x4
 
-Tells of each stage whether it fits into the memory of a chip, what the chips
-exchange, and what bounds the time of a step. The programs are those that a run
-compiles for its train steps; evaluation and the cut are not compiled, and
-no image is read.
+Reports for each stage whether it fits into the memory of a chip, how many bytes
+the chips exchange, and which resource bounds the time of a step. The programs
+are the train steps that a run compiles; evaluation and pruning are not
+compiled, and no image is read.
 
-  --batch=N          in place of the config's batch_size, over all chips
-  --largest_batch    look for the largest that fits
-  --architecture=DIR/architecture.json    the network that a search has left
-  --json             one JSON object on standard output
+  --batch=N          batch size over all chips, instead of the config's
+  --largest_batch    searches for the largest batch that fits
+  --architecture=DIR/architecture.json    the network that a search has found
+  --json             prints one JSON object to standard output
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,30 +33,32 @@ from dnal_jax.parallel import mesh
 from dnal_jax.tpu import aot, topologies
 from dnal_jax.workdir import architecture
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the run.')
 _TOPOLOGY = flags.DEFINE_string(
-  'topology', None, f'The slice: {topologies.EXAMPLES}.'
+  'topology', None, f'The slice, such as {topologies.EXAMPLES}.'
 )
 _BATCH = flags.DEFINE_integer(
-  'batch', None, "Images of a step, all chips together; else the config's."
+  'batch', None, "Images per step over all chips, instead of the config's."
 )
 _LARGEST = flags.DEFINE_bool(
   'largest_batch',
   False,
-  'Look for the largest power of two times the number of chips that fits.',
+  'Search for the largest power of two times the number of chips that fits.',
 )
 _ARCHITECTURE = flags.DEFINE_string(
-  'architecture', None, 'What a search has left: DIR/architecture.json.'
+  'architecture', None, 'Result of a search: DIR/architecture.json.'
 )
-_JSON = flags.DEFINE_bool('json', False, 'Print JSON rather than text.')
+_JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of text.')
 
 
 def largest(
   fits: Callable[[int], bool], start: int, n: int, most: int
 ) -> tuple[int | None, int | None]:
-  """The largest n, 2n, 4n, ... that fits, and the least that was seen not to;
-  None: there is none, or it would be above `most`. Begins at or below `start`,
-  doubles or halves, and asks for no batch twice."""
+  """The largest of n, 2n, 4n, ... that fits, and the smallest that does not.
+
+  None stands for no such batch, or none up to `most`. The search begins at or
+  below `start`, doubles or halves, and calls `fits` at most once per batch.
+  """
   batch, best, failed = n, None, None
   while 2 * batch <= start:
     batch *= 2
@@ -68,55 +70,58 @@ def largest(
   return best, failed
 
 
-def text(stage: dict[str, Any]) -> str:
-  """A stage of the report for people."""
-  told = f'compiled in {stage["compile_seconds"]:.0f} s'
+def describe(stage: dict[str, Any]) -> str:
+  """A stage of the report as text."""
+  how = f'compiled in {stage["compile_seconds"]:.0f} s'
   if stage['same_as']:
-    told = f'as {stage["same_as"]}'
-  lines = [f'{stage["stage"]}: {told}']
+    how = f'same program as {stage["same_as"]}'
+  lines = [f'{stage["stage"]}: {how}']
   memory, hbm = stage['memory'], _size(stage['hbm'])
   if memory is None:
-    lines.append(
-      f'  memory       does not fit into {hbm} a chip: {stage["compiler_told"]}'
-    )
+    message = stage['compiler_message']
+    lines.append(f'  memory       does not fit into {hbm} per chip: {message}')
   else:
     verdict = 'fits' if stage['fits'] else 'does not fit'
     parts = ', '.join(
       f'{key} {_size(size)}' for key, size in memory.items() if key != 'total'
     )
     lines.append(
-      f'  memory       {_size(memory["total"])} of {hbm} a chip: {verdict}'
+      f'  memory       {_size(memory["total"])} of {hbm} per chip: {verdict}'
       f' ({parts})'
     )
   lines.append(
-    f'  macs         {stage["macs"]:.4g} forwards,'
+    f'  macs         {stage["macs"]:.4g} forward,'
     f' {stage["macs_with_gradients"]:.4g} with gradients'
   )
   ideal = _size(stage['ideal_all_reduce'])
   if stage['collectives'] is None:
     return '\n'.join([*lines, f'  exchanged    at least {ideal}'])
-  moved = ', '.join(
+  exchanged = ', '.join(
     f'{kind} {_size(size)}' for kind, size in stage['collectives'].items()
   )
-  lines.append(f'  exchanged    {moved or "nothing"}; ideal {ideal}')
+  lines.append(f'  exchanged    {exchanged or "nothing"}; ideal {ideal}')
   seconds = dict(stage['bounds'])
-  bound = max(seconds, key=seconds.__getitem__)
-  ways = ', '.join(
-    f'{way.replace("_", "-")} {1e3 * value:.3g}'
-    for way, value in seconds.items()
+  slowest = max(seconds, key=seconds.__getitem__)
+  bounds = ', '.join(
+    f'{resource.replace("_", "-")} {1e3 * value:.3g}'
+    for resource, value in seconds.items()
   )
   lines.append(
-    f'  a step       bound by {bound.replace("_", "-")}, by published speeds'
-    f' (ms: {ways})'
+    f'  step         bound by {slowest.replace("_", "-")}, by published speeds'
+    f' (ms: {bounds})'
   )
   return '\n'.join(lines)
 
 
-def _largest(
+def _report_largest(
   stages: Callable[[int], list[dict[str, Any]]], start: int, n: int, most: int
 ) -> dict[str, Any]:
-  """The part of the report that is of the largest batch that fits, or, if none
-  does, of the smallest."""
+  """The report's part about the largest batch that fits, or about the smallest
+  batch if none fits.
+
+  Raises:
+    UserError: the smallest batch, `n`, is larger than the data set, `most`.
+  """
   seen: dict[int, list[dict[str, Any]]] = {}
 
   def fits(batch: int) -> bool:
@@ -126,12 +131,10 @@ def _largest(
   best, failed = largest(fits, min(start, most), n, most)
   if not seen:
     raise errors.UserError(
-      f'{n} chips are more than there are images to train on, {most}; take a'
+      f'the smallest batch is {n}, but there are {most} training images; use a'
       ' smaller --topology'
     )
-  _say(
-    f'\nthe largest batch that fits is {best}; the least seen not to, {failed}'
-  )
+  _print(f'\nlargest batch that fits: {best}; smallest that does not: {failed}')
   return {
     'largest_batch': best,
     'does_not_fit': failed,
@@ -148,25 +151,29 @@ def _size(size: float) -> str:
 
 
 @contextlib.contextmanager
-def _nothing_else_on_stdout() -> Iterator[None]:
-  """What libraries below Python print goes to standard error meanwhile."""
+def _stdout_to_stderr() -> Iterator[None]:
+  """Sends what C++ libraries print to standard output to standard error."""
   sys.stdout.flush()
-  ours = os.dup(1)
+  stdout = os.dup(1)
   os.dup2(2, 1)
   try:
     yield
   finally:
-    os.dup2(ours, 1)
-    os.close(ours)
+    os.dup2(stdout, 1)
+    os.close(stdout)
 
 
-def _given() -> tuple[dict[str, Any], str]:
-  """The config, with --batch in it, and the topology."""
+def _config_and_topology() -> tuple[dict[str, Any], str]:
+  """The config, with --batch as its batch_size, and the topology.
+
+  Raises:
+    UserError: a flag is missing or has an impossible value.
+  """
   config = cli.config_of(_CONFIG)
   if config is None or not _TOPOLOGY.value:
     raise errors.UserError(
-      'both --config=configs/NAME.py and --topology=SLICE must be given, such'
-      f' as {topologies.EXAMPLES}'
+      'both --config=configs/NAME.py and --topology=SLICE must be given; slices'
+      f' are, for example, {topologies.EXAMPLES}'
     )
   if _BATCH.value is not None:
     if _BATCH.value <= 0:
@@ -175,34 +182,34 @@ def _given() -> tuple[dict[str, Any], str]:
   return config, _TOPOLOGY.value
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
   if not _JSON.value:
     print(line, flush=True)
 
 
 def _stages(
-  rehearsed: aot.AotCompiler, batch: int, n: int
+  compiler: aot.AotCompiler, batch: int, n: int
 ) -> list[dict[str, Any]]:
   """Rows of the stages at that batch, up to the first that does not fit."""
-  compiled = rehearsed.stages(batch)
-  _say(f'\nbatch {batch}, {batch // n} a chip')
+  compiled = compiler.stages(batch)
+  _print(f'\nbatch {batch}, {batch // n} per chip')
   rows: list[dict[str, Any]] = []
   while not rows or rows[-1]['fits']:
-    with _nothing_else_on_stdout():
+    with _stdout_to_stderr():
       row = next(compiled, None)
     if row is None:
       break
-    _say(text(row))
+    _print(describe(row))
     rows.append(row)
   return rows
 
 
 def body(argv: Sequence[str]) -> None:
   del argv
-  config, topology = _given()
-  with _nothing_else_on_stdout():  # and before JAX has done anything
+  config, topology = _config_and_topology()
+  with _stdout_to_stderr():  # before JAX initialises its backends
     chip, devices = topologies.slice_of(topology)
-  # Seconds of compiling are to be those of compiling.
+  # With the cache, compile_seconds would be the time of reading it.
   jax.config.update('jax_enable_compilation_cache', False)
   parsed, n = parse_config(config), len(devices)
   unit = n * parsed.grad_accum_steps
@@ -210,8 +217,8 @@ def body(argv: Sequence[str]) -> None:
   if _ARCHITECTURE.value:
     path = pathlib.Path(_ARCHITECTURE.value)
     net = architecture.read_learned(path, net, parsed.image_shape)
-  rehearsed = aot.AotCompiler(parsed, net, chip)
-  images = rehearsed.inputs(1 if _LARGEST.value else batch).images
+  compiler = aot.AotCompiler(parsed, net, chip)
+  images = compiler.inputs(1 if _LARGEST.value else batch).images
   report = {
     'topology': topology,
     'chips': n,
@@ -227,11 +234,12 @@ def body(argv: Sequence[str]) -> None:
     if not _LARGEST.value:
       key = 'batch_size' if _BATCH.value is None else '--batch'
       mesh.check_divisible(key, batch, parsed.grad_accum_steps)
-    _say(f'{parsed.network.name} on {n} chips ({topology})')
+    _print(f'{parsed.network.name} on {n} chips ({topology})')
     if _LARGEST.value:
-      report |= _largest(partial(_stages, rehearsed, n=n), batch, unit, images)
+      stages = partial(_stages, compiler, n=n)
+      report |= _report_largest(stages, batch, unit, images)
     else:
-      report |= {'batch_size': batch, 'stages': _stages(rehearsed, batch, n)}
+      report |= {'batch_size': batch, 'stages': _stages(compiler, batch, n)}
   if _JSON.value:
     print(json.dumps(report, indent=1))
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of several hosts in GKE: fills in launch/gke_tpu.yaml,
-# which says what the cluster must have, and hands it to kubectl.
+# Trains on a multi-host TPU slice in GKE: fills in launch/gke_tpu.yaml, which
+# lists what the cluster must provide, and applies it with kubectl.
 #
 #   IMAGE=... BUCKET=... CONFIG=configs/NAME.py launch/gke.sh [--print] [-- FLAGS]
 #
-# FLAGS go to dnal_jax.main. --print shows the manifest and applies nothing.
-# launch/Dockerfile makes the image. Exits with 2 after a mistake, else with
-# kubectl's code; the run itself goes on in the cluster.
+# FLAGS are passed to dnal_jax.main. --print prints the manifest and applies
+# nothing. Build IMAGE with launch/Dockerfile. Exits with 2 if the input is
+# wrong, else with kubectl's code; the run itself continues in the cluster.
 set -euo pipefail
 
-IMAGE=${IMAGE:-}                              # must be given
-BUCKET=${BUCKET:-}                            # without gs://; must be given
-CONFIG=${CONFIG:-}                            # of the run; must be given
+IMAGE=${IMAGE:-}                              # required
+BUCKET=${BUCKET:-}                            # required; without gs://
+CONFIG=${CONFIG:-}                            # required; of the run
 NAME=${NAME:-dnal-jax}                        # of the JobSet
 WORKDIR=${WORKDIR:-runs/$NAME}                # in BUCKET
 SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-dnal-jax}  # of Kubernetes
@@ -24,7 +24,7 @@ mistake() {
 print=0
 while (($#)) && [[ $1 != -- ]]; do
   [[ $1 == --print ]] ||
-    mistake "unknown argument '$1'; flags of dnal_jax.main come after --"
+    mistake "unknown argument '$1'; give flags of dnal_jax.main after --"
   print=1
   shift
 done
@@ -37,7 +37,7 @@ done
 [[ $BUCKET != *[:/]* ]] ||
   mistake "BUCKET is '$BUCKET'; give the name alone, without gs://"
 [[ -f launch/gke_tpu.yaml ]] ||
-  mistake "start it in the root of the checkout, as launch/gke.sh"
+  mistake "start this in the root of the checkout, as launch/gke.sh"
 [[ -f ${CONFIG%%:*} ]] ||
   mistake "CONFIG is '$CONFIG', and there is no file '${CONFIG%%:*}'"
 
@@ -45,7 +45,7 @@ manifest() {
   local line key flag flags="\${FLAGS}"
   while IFS= read -r line; do
     if [[ $line == *"$flags" ]]; then
-      for flag in "$@"; do # as YAML quotes
+      for flag in "$@"; do # single quotes of YAML
         printf '%s\n' "${line%"$flags"}'${flag//\'/\'\'}'"
       done
       continue
@@ -61,7 +61,7 @@ if ((print)); then
   manifest "$@"
   exit
 fi
-command -v kubectl >/dev/null || mistake "there is no kubectl here; install it"
+command -v kubectl >/dev/null || mistake "kubectl is not on PATH; install it"
 manifest "$@" | kubectl apply --filename=-
 first=jobset.sigs.k8s.io/jobset-name=$NAME
 first+=,batch.kubernetes.io/job-completion-index=0

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Runs a config once for each lambda, one after the other, and ends with a table
-# of what each has learned.
+# Runs a config once for each lambda, one after the other, and prints a table of
+# the results.
 #
 #   CONFIG=configs/NAME.py WORKDIR=DIR launch/sweep.sh LAMBDA... [-- FLAGS]
 #
-# FLAGS go to every run. Each has its own folder, WORKDIR/lambda_VALUE, so the
-# same command goes on where it was stopped, and does not repeat what is there.
+# FLAGS are passed to every run. Each run has its own folder,
+# WORKDIR/lambda_VALUE, so the same command resumes a stopped sweep and skips
+# finished runs.
 #
-# A run that fails does not keep the next from its turn; the exit code is then
-# 1. It is 2 after a mistake, before anything starts, and 75 if the sweep was
-# stopped by Ctrl-C or SIGTERM, after the run has saved.
+# If a run fails, the next ones still start, and the exit code is 1. The exit
+# code is 2 if the input is wrong, before anything starts, and 75 after Ctrl-C or
+# SIGTERM, when the current run has saved.
 set -euo pipefail
 
-CONFIG=${CONFIG:-}                 # of the runs; must be given
-WORKDIR=${WORKDIR:-}               # folder of their folders; must be given
-PYTHON=${PYTHON:-.venv/bin/python} # which has the requirements
+CONFIG=${CONFIG:-}                 # required; of the runs
+WORKDIR=${WORKDIR:-}               # required; parent of the runs' folders
+PYTHON=${PYTHON:-.venv/bin/python} # with the requirements
 
 mistake() {
   echo "error: $*" >&2
@@ -24,20 +25,21 @@ mistake() {
 lambdas=()
 while (($#)) && [[ $1 != -- ]]; do
   [[ $1 =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$ ]] ||
-    mistake "lambda '$1' is no number of 0 or more, such as 5e-5"
+    mistake "lambda '$1' is not a number of 0 or more, such as 5e-5"
   lambdas+=("$1")
   shift
 done
 if (($#)); then shift; fi
-((${#lambdas[@]})) || mistake "no lambda given; usage: launch/sweep.sh LAMBDA..."
+((${#lambdas[@]})) || mistake "no LAMBDA given; usage: launch/sweep.sh LAMBDA..."
 for key in CONFIG WORKDIR; do
   [[ -n ${!key} ]] || mistake "$key is not set; give $key=... before the command"
 done
 [[ -f dnal_jax/main.py ]] ||
-  mistake "start it in the root of the checkout, as launch/sweep.sh"
-command -v "$PYTHON" >/dev/null || mistake "PYTHON is '$PYTHON', which cannot run"
+  mistake "start this in the root of the checkout, as launch/sweep.sh"
+command -v "$PYTHON" >/dev/null ||
+  mistake "PYTHON is '$PYTHON', which is not executable"
 
-# Ctrl-C reaches this shell alone; SIGTERM is what has a run save.
+# Ctrl-C reaches this shell only; SIGTERM makes the run save.
 job=
 # shellcheck disable=SC2329  # the trap calls it
 stop() {
@@ -46,7 +48,7 @@ stop() {
     kill "$job" || true
     wait "$job" || true
   fi
-  echo "sweep.sh: stopped; the same command goes on" >&2
+  echo "sweep.sh: stopped; the same command resumes the sweep" >&2
   exit 75
 }
 trap stop INT TERM

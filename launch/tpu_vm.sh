@@ -1,40 +1,39 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU, one worker or many, and leaves nothing running:
-# creates it, installs this checkout's last commit on all workers, runs the
-# config, fetches the run folder, deletes the TPU.
+# Trains on a Cloud TPU with one or more workers, and leaves nothing running:
+# creates the TPU, installs this checkout's last commit on all workers, runs the
+# config, fetches the run folder, and deletes the TPU.
 #
 #   PROJECT=P ZONE=Z CONFIG=configs/NAME.py launch/tpu_vm.sh [--print] [-- FLAGS]
 #
-# FLAGS go to dnal_jax.main. --print shows every command, ready to be pasted,
-# and runs none. Worker 0 prints the run's progress here.
+# FLAGS are passed to dnal_jax.main. --print prints every command, quoted for a
+# shell, and runs none. Worker 0 prints the run's progress here.
 #
-# Several workers need a folder that all of them see: with BUCKET, they mount
-# that Cloud Storage bucket (by gcsfuse) and WORKDIR lies in it. Checkpoints are
-# folders that are written beside their place and moved there, so the bucket
-# must have been made with --enable-hierarchical-namespace (and
-# --uniform-bucket-level-access); the TPU's service account needs the role
-# storage.objectUser on it. A run in a bucket goes on where it stopped when the
-# same command is given again. One worker (such as ACCELERATOR=v5litepod-4) does
-# without: WORKDIR is then in its home folder, and gone with it, but fetched.
+# Several workers need a shared folder. With BUCKET, they mount that Cloud
+# Storage bucket with gcsfuse, and WORKDIR is a folder in it. A checkpoint is
+# written to a temporary folder and then moved, so create the bucket with
+# --enable-hierarchical-namespace (and --uniform-bucket-level-access), and give
+# the TPU's service account the role storage.objectUser on it. The same command
+# resumes a run in a bucket. One worker (such as ACCELERATOR=v5litepod-4) needs
+# no bucket: WORKDIR is then in its home folder, which is fetched, then deleted.
 #
-# Exits with 0 when the run is finished; 2 after a mistake, where it can be seen
-# from here before anything is created; 75 if the run was stopped before its end
+# Exits with 0 when the run is finished; with 2 if the input is wrong, as far as
+# can be checked before anything is created; with 75 if the run was stopped early
 # more than RETRIES times; else with the code of the command that failed, 130
-# after Ctrl-C. From the moment the TPU is asked for, every end but SIGKILL
+# after Ctrl-C. From the request for the TPU on, every exit except SIGKILL
 # deletes it.
 set -euo pipefail
 
-PROJECT=${PROJECT:-}                     # of Google Cloud; must be given
-ZONE=${ZONE:-}                           # which has the TPU; must be given
-CONFIG=${CONFIG:-}                       # of the run; must be given
-NAME=${NAME:-dnal-jax}                   # of the TPU, which must not exist
+PROJECT=${PROJECT:-}                     # required; of Google Cloud
+ZONE=${ZONE:-}                           # required; that has the TPU
+CONFIG=${CONFIG:-}                       # required; of the run
+NAME=${NAME:-dnal-jax}                   # of the TPU, which must not exist yet
 ACCELERATOR=${ACCELERATOR:-v5litepod-16} # 4 workers with 4 chips each
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}  # the image for that accelerator
-SPOT=${SPOT:-0}                          # 1: cheaper, taken back at any time
+SPOT=${SPOT:-0}                          # 1: cheaper, can be preempted any time
 BUCKET=${BUCKET:-}                       # without gs://
-WORKDIR=${WORKDIR:-runs/$NAME}           # in BUCKET, or the home folder
-DATA=${DATA:-}                           # TFDS_DATA_DIR, from ~/dnal_jax
-FETCH_TO=${FETCH_TO:-runs}               # folder here for the run folder
+WORKDIR=${WORKDIR:-runs/$NAME}           # in BUCKET, or in the home folder
+DATA=${DATA:-}                           # TFDS_DATA_DIR, relative to ~/dnal_jax
+FETCH_TO=${FETCH_TO:-runs}               # local folder for the run folder
 RETRIES=${RETRIES:-2}                    # after exit code 75, on the same TPU
 PAUSES=${PAUSES:-0 30 90}                # seconds before each try to delete
 GCSFUSE=${GCSFUSE:-3.11.1}               # version
@@ -46,7 +45,7 @@ mistake() {
   exit 2
 }
 
-# A command in words that a shell reads back as they are.
+# Prints a command quoted for a shell.
 quoted() {
   local word line=
   for word in "$@"; do
@@ -58,7 +57,7 @@ quoted() {
   printf '%s\n' "${line# }"
 }
 
-# Beside this shell, which can then act on a signal at once.
+# In the background, so that this shell can handle a signal at once.
 child=
 run() {
   if ((print)); then
@@ -77,25 +76,26 @@ run() {
 tpu() { run gcloud compute tpus tpu-vm "$@" --project="$PROJECT" --zone="$ZONE"; }
 
 everywhere() {
-  # Silent connections would be cut, and workers but 0 are silent for hours.
+  # Idle connections are closed, and workers other than 0 print nothing.
   tpu ssh "$NAME" --worker=all --ssh-flag=-oServerAliveInterval=60 \
     --command="$1"
 }
 
-# True only where Google Cloud says so; what else it says is in `told`.
+# True only if Google Cloud says so; leaves its output in `description`.
 is_gone() {
-  ! told=$(gcloud compute tpus tpu-vm describe "$NAME" --project="$PROJECT" \
-    --zone="$ZONE" 2>&1 </dev/null) && [[ $told == *NOT_FOUND* ]]
+  ! description=$(gcloud compute tpus tpu-vm describe "$NAME" \
+    --project="$PROJECT" --zone="$ZONE" 2>&1 </dev/null) &&
+    [[ $description == *NOT_FOUND* ]]
 }
 
 # shellcheck disable=SC2329  # the trap calls it, by `leave`
 delete() {
   local pause
-  for pause in $PAUSES; do # while it is being created, it cannot be deleted
+  for pause in $PAUSES; do # a TPU cannot be deleted while it is being created
     sleep "$pause"
     if tpu delete "$NAME" --quiet || is_gone; then return; fi
   done
-  say "'$NAME' MAY STILL BE RUNNING; see to it with:"
+  say "'$NAME' MAY STILL BE RUNNING; delete it with:"
   quoted gcloud compute tpus tpu-vm delete "$NAME" --project="$PROJECT" \
     --zone="$ZONE" >&2
   return 1
@@ -133,34 +133,35 @@ check() {
   [[ $PAUSES =~ ^[0-9]+( [0-9]+)*$ ]] ||
     mistake "PAUSES is '$PAUSES'; it must be seconds, such as '0 30 90'"
   [[ -f dnal_jax/main.py ]] ||
-    mistake "start it in the root of the checkout, as launch/tpu_vm.sh"
+    mistake "start this in the root of the checkout, as launch/tpu_vm.sh"
   [[ -f ${CONFIG%%:*} ]] ||
     mistake "CONFIG is '$CONFIG', and there is no file '${CONFIG%%:*}'"
 }
 
 check_here() {
   command -v gcloud >/dev/null ||
-    mistake "there is no gcloud here; install the Google Cloud CLI and log in"
+    mistake "gcloud is not on PATH; install the Google Cloud CLI and log in"
   git rev-parse --verify --quiet HEAD >/dev/null ||
-    mistake "this is no git checkout; the workers get its last commit"
+    mistake "this is not a git checkout; the workers get its last commit"
   is_gone ||
-    mistake "'$NAME' must not exist before; gcloud says: ${told//$'\n'/ }"
-  git diff --quiet HEAD || say "changes that are not committed stay here"
+    mistake "NAME is '$NAME', a TPU that exists or cannot be looked up;" \
+      "gcloud says: ${description//$'\n'/ }"
+  git diff --quiet HEAD || say "uncommitted changes are not sent to the workers"
 }
 
 print=0
 while (($#)) && [[ $1 != -- ]]; do
   [[ $1 == --print ]] ||
-    mistake "unknown argument '$1'; flags of dnal_jax.main come after --"
+    mistake "unknown argument '$1'; give flags of dnal_jax.main after --"
   print=1
   shift
 done
 if (($#)); then shift; fi
 check
 
-on_worker=${BUCKET:+bucket/}$WORKDIR # from its home folder
+on_worker=${BUCKET:+bucket/}$WORKDIR # relative to the home folder
 install="rm -rf dnal_jax env && git clone --quiet dnal_jax.bundle dnal_jax"
-# The images have Python 3.10, or a pip that must be told that it may install.
+# Runtime images have Python 3.10, or a pip that refuses to install by default.
 install+=" && export PIP_BREAK_SYSTEM_PACKAGES=1"
 install+=" && python3 -m pip install --quiet --user uv"
 install+=" && python3 -m uv venv --quiet --python 3.12 env"
@@ -171,7 +172,7 @@ if [[ -n $BUCKET ]]; then
   install+=" && curl -sSfLO https://github.com/GoogleCloudPlatform/gcsfuse"
   install+="/releases/download/v$GCSFUSE/$package"
   install+=" && sudo apt-get -o DPkg::Lock::Timeout=600 install --yes ./$package"
-  # Without caches, a worker sees at once what another has written.
+  # Without caches, workers see each other's writes at once.
   install+=" && mkdir -p bucket && gcsfuse --implicit-dirs"
   install+=" --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0"
   install+=" $BUCKET bucket"
@@ -196,7 +197,7 @@ everywhere "$install"
 code=0
 everywhere "$train" || code=$?
 for ((left = RETRIES; code == 75 && left; left--)); do
-  say "the run was stopped before its end and goes on; tries left: $left"
+  say "the run was stopped early and resumes; restarts left: $left"
   code=0
   everywhere "$train" || code=$?
 done

@@ -1,4 +1,4 @@
-"""A checkout and stand-ins for clouds and schedulers, for tests of launch/."""
+"""A checkout, and stand-ins for clouds and schedulers, for tests of launch/."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import time
 from commands import ROOT
 
 STAND_INS = ROOT / 'tests/stand_ins'
-# Of the environment of the tests themselves, nothing may leak into a script.
+# Scripts inherit no other variable from the tests' environment.
 KEPT = (
   'JAX_COMPILATION_CACHE_DIR',
   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS',
@@ -17,7 +17,7 @@ KEPT = (
 
 
 def checkout(folder):
-  """A git repository of one commit with what is launched."""
+  """A git repository of one commit with all that the scripts launch."""
   for name in ('configs', 'dnal_jax', 'launch'):
     ignored = shutil.ignore_patterns('__pycache__')
     shutil.copytree(ROOT / name, folder / name, ignore=ignored)
@@ -55,7 +55,7 @@ class Launch:
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
-      start_new_session=True,  # a process group, as a terminal's
+      start_new_session=True,  # its own process group, as in a terminal
     )
 
   def run(self, *arguments, **variables):
@@ -64,7 +64,7 @@ class Launch:
     return subprocess.CompletedProcess((), process.returncode, out, err)
 
   def refuses(self, *arguments, **variables):
-    """The one line of a mistake, after which nothing was called."""
+    """The one-line error of a script that called none of the stand-ins."""
     before = self.calls()
     done = self.run(*arguments, **variables)
     assert done.returncode == 2, done
@@ -74,20 +74,21 @@ class Launch:
     return done.stderr
 
   def calls(self):
-    """What the stand-ins were called with, a line per call."""
+    """The arguments of each call of a stand-in, one line per call."""
     path = self.state / 'calls'
     return path.read_text().splitlines() if path.exists() else []
 
 
-def until(found, seconds=60):
-  """Waits until it is so."""
+def until(condition, seconds=60):
+  """Waits until condition() is true."""
   end = time.monotonic() + seconds
-  while not found():
-    assert time.monotonic() < end, 'never came'
+  while not condition():
+    assert time.monotonic() < end, f'not true after {seconds} s'
     time.sleep(0.05)
 
 
 def script(path, *lines):
-  """What starts do instead of training, in turn (stand_ins/worker/python)."""
+  """Writes what each start does, in turn, instead of training
+  (stand_ins/worker/python)."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text('\n'.join(map(str, lines)) + '\n')

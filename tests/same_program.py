@@ -1,5 +1,5 @@
-"""Lowers the steps of the demo from arrays and from shapes alone, on so many
-virtual CPU devices, and exits with an error unless the programs are the same.
+"""Lowers the demo's train steps from arrays and from shapes alone, on DEVICES
+virtual CPU devices, and exits with an error unless the programs are equal.
 
   python tests/same_program.py DEVICES
 """

@@ -1,4 +1,4 @@
-"""The dry run: what it compiles is what a run compiles, and what it tells."""
+"""The dry run compiles the programs of a run, and reports them correctly."""
 
 import importlib.util
 import json
@@ -36,18 +36,18 @@ def command(*flags, config='configs/quickstart.py', env=None):
 
 
 def fail(*flags, **kwargs):
-  """The one message of a command that must give up with exit code 2."""
+  """The single error message of a command that must exit with code 2."""
   done = command(*flags, **kwargs)
   assert done.returncode == 2, (done.stdout, done.stderr)
-  told = [n for n in done.stderr.splitlines() if n.startswith('error: ')]
-  assert len(told) == 1, done.stderr
+  found = [n for n in done.stderr.splitlines() if n.startswith('error: ')]
+  assert len(found) == 1, done.stderr
   assert 'Traceback' not in done.stderr
   assert not done.stdout
-  return told[0]
+  return found[0]
 
 
 def report(*flags, **kwargs):
-  """What --json prints, which must be all of standard output."""
+  """The report of --json, which must be all of standard output."""
   done = command('--json', *flags, **kwargs)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)
@@ -68,11 +68,16 @@ def test_search_for_the_largest_batch(limit, start):
   assert set(asked) <= {16 << k for k in range(9)}
 
 
-# What is compiled is what a run compiles.
+# The programs are those of a run.
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize(
+  'devices',
+  [
+    pytest.param(1, marks=pytest.mark.long),
+    pytest.param(8, marks=pytest.mark.slow),
+  ],
+)
 def test_shapes_are_lowered_to_the_program_of_arrays(devices):
   done = subprocess.run(
     (sys.executable, 'tests/same_program.py', str(devices)),
@@ -85,7 +90,7 @@ def test_shapes_are_lowered_to_the_program_of_arrays(devices):
   assert done.returncode == 0, done.stderr
 
 
-def test_sizes_of_data_sets_are_those_read():
+def test_known_sizes_of_data_sets_are_those_of_the_data():
   data = parse_config(quickstart.get_config().to_dict()).data
   read = memory.load(data)
   found = len(read.train.labels) + len(read.validation.labels)
@@ -100,13 +105,13 @@ def test_sizes_of_data_sets_are_those_read():
 @needs_libtpu
 @pytest.mark.slow
 def test_report_of_a_small_network_on_four_chips():
-  told = report(
+  found = report(
     '--topology=v5e:2x2', '--config.network.name=mobilenet_v2_digits'
   )
-  assert (told['chips'], told['batch_size']) == (4, 64)
+  assert (found['chips'], found['batch_size']) == (4, 64)
   net = models.get('mobilenet_v2_digits').build(classes=10)
   macs = exact.count(net, (8, 8, 1)).macs
-  stages = {row['stage']: row for row in told['stages']}
+  stages = {row['stage']: row for row in found['stages']}
   assert list(stages) == ['warmup', 'search', 'finetune']
   for row in stages.values():
     assert row['fits']
@@ -123,21 +128,24 @@ def test_report_of_a_small_network_on_four_chips():
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_streamed_data_set_and_a_program_met_twice():
-  """ImageNet's images, unread, at 8 pixels; two stages that differ in numbers
-  alone."""
-  told = report(
+def test_a_streamed_data_set_and_two_stages_that_are_the_same_program():
+  """ImageNet's images, unread, at 8 pixels; the two stages differ in their
+  hyperparameters only."""
+  found = report(
     *('--topology=v5e:2x2', '--batch=64', '--config.data.image=8'),
     '--config.network.name=mobilenet_v2_digits',
     config='configs/mbv2_imagenet.py',
   )
-  warmup, search, finetune = told['stages']
-  told = [row['same_as'] for row in (warmup, search, finetune)]
-  assert told == [None, None, 'warmup']
+  warmup, search, finetune = found['stages']
+  same_as = [row['same_as'] for row in (warmup, search, finetune)]
+  assert same_as == [None, None, 'warmup']
+  assert dryrun.describe(finetune).startswith(
+    'finetune: same program as warmup\n'
+  )
   assert finetune['compile_seconds'] == 0 < warmup['compile_seconds']
   for key in ('memory', 'collectives', 'bounds', 'macs'):
     assert finetune[key] == warmup[key]
-  # Each chip is given its 16 of the 64 images.
+  # Each chip has 16 of the 64 images, which are small compared with the state.
   net = models.get('mobilenet_v2_digits').build(classes=1000)
   state = 2 * sum(  # weights and momenta
     4 * math.prod(a.shape)
@@ -151,7 +159,7 @@ def test_a_streamed_data_set_and_a_program_met_twice():
 @needs_libtpu
 @pytest.mark.slow
 def test_a_learned_network_and_the_largest_batch(tmp_path):
-  """There are 1,140 images, so 1,024 is the most; half of the channels."""
+  """With 1,140 images the largest batch is 1,024; half of the channels."""
   path = tmp_path / 'architecture.json'
   graph = walk.graph_of(models.get('vgg7_digits').build(classes=10), (8, 8, 1))
   value = {
@@ -161,11 +169,11 @@ def test_a_learned_network_and_the_largest_batch(tmp_path):
     'gates': {gate: ids[: len(ids) // 2] for gate, ids in graph.gates.items()},
   }
   path.write_text(json.dumps(value))
-  flags = ('--topology=v5e:2x2', f'--architecture={path}', '--batch=300')
-  told = report(*flags, '--largest_batch', "--config.order=('warmup',)")
-  assert (told['largest_batch'], told['does_not_fit']) == (1024, None)
-  assert told['batch_size'] == 1024
-  (row,) = told['stages']
+  flags = ('--topology=v5e:2x2', f'--architecture={path}', '--batch=600')
+  found = report(*flags, '--largest_batch', "--config.order=('warmup',)")
+  assert (found['largest_batch'], found['does_not_fit']) == (1024, None)
+  assert found['batch_size'] == 1024
+  (row,) = found['stages']
   half = models.get('vgg7_digits').build(classes=10, width=0.5)
   assert row['macs'] == 1024 * exact.count(half, (8, 8, 1)).macs
   assert 'learned from another' in fail(*flags, '--config.network.width=0.25')
@@ -173,54 +181,91 @@ def test_a_learned_network_and_the_largest_batch(tmp_path):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_what_does_not_fit_is_told_and_not_an_error():
+def test_a_program_that_does_not_fit_is_a_result_and_not_an_error():
   flags = ('--topology=v5e:1x1', '--config.data.image=512', '--batch=1024')
-  (row,) = report(*flags)['stages']  # the stages behind it are not tried
+  (row,) = report(*flags)['stages']  # later stages are not compiled
   assert (row['stage'], row['fits'], row['memory']) == ('warmup', False, None)
-  assert '15.75G' in row['compiler_told']
-  done = command(*flags)
-  assert 'does not fit into 16 GiB a chip: Ran out of memory' in done.stdout
-  assert done.returncode == 0
+  assert '15.75G' in row['compiler_message']
+  lines = dryrun.describe(row).splitlines()
+  assert lines[0].startswith('warmup: compiled in ')
+  assert (
+    f'does not fit into 16 GiB per chip: {row["compiler_message"]}'
+    in (lines[1])
+  )
+  assert 'at least' in lines[-1]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_without_json_the_report_is_text():
+  """And a batch is images over all chips."""
+  flags = ('--topology=v5e:2x2', '--batch=64', "--config.order=('warmup',)")
+  done = command(*flags, '--config.network.width=0.25')
+  assert done.returncode == 0, done.stderr
+  assert 'batch 64, 16 per chip' in done.stdout
+  head, memory, macs, exchanged, step = done.stdout.splitlines()[-5:]
+  assert head.startswith('warmup: compiled in')
+  assert 'of 16 GiB per chip: fits' in memory
+  net = models.get('vgg7_digits').build(classes=10, width=0.25)
+  assert f'{64 * exact.count(net, (8, 8, 1)).macs:.4g} forward' in macs
+  assert 'all-reduce' in exchanged
+  assert 'bound by' in step
 
 
 @pytest.mark.parametrize(
-  ('flags', 'message'),
+  ('flags', 'parts'),
   [
-    ((), 'both --config=configs/NAME.py and --topology=SLICE must be given'),
-    (('--topology=v5e',), 'such as v5e:4x4'),
-    (('--topology=v5x:4x4',), "unknown chip 'v5x' (did you mean 'v5"),
-    (('--topology=v5e:4x4', '--batch=0'), '--batch is 0'),
+    ((), ('--config=configs/NAME.py', '--topology=SLICE', 'v5e:4x4')),
+    (('--topology=v5e',), ("--topology is 'v5e'", 'such as v5e:4x4')),
+    (('--topology=v5x:4x4',), ("chip 'v5x'", "did you mean 'v5")),
+    (('--topology=v5e:4x4', '--batch=0'), ('--batch is 0', 'positive')),
   ],
 )
-def test_mistakes(flags, message):
-  assert message in fail(*flags)
+def test_mistakes(flags, parts):
+  message = fail(*flags)
+  assert all(part in message for part in parts), message
 
 
 @needs_libtpu
 @pytest.mark.parametrize(
-  ('flags', 'message'),
+  ('flags', 'parts'),
   [
-    (('--topology=v5e:9x2',), 'v6e:2x4'),
-    (('--topology=v5e:4x4', '--batch=100'), '--batch is 100, which 16 devices'),
-    (('--topology=v5e:4x4', '--config.batch_size=100'), 'batch_size is 100'),
-    (('--topology=v5e:4x4', '--batch=3200'), 'there are 1140 images'),
+    (('--topology=v5e:9x2',), ("--topology is 'v5e:9x2'", 'v6e:2x4')),
+    (
+      ('--topology=v5e:4x4', '--batch=100'),
+      ('--batch is 100', '16 devices'),
+    ),
+    (
+      ('--topology=v5e:4x4', '--config.batch_size=100'),
+      ('batch_size is 100', '16 devices'),
+    ),
+    (('--topology=v5e:4x4', '--batch=3200'), ('3200', '1140')),
     (
       ('--topology=v5e:4x4', '--config.eval_batch_size=100'),
-      'eval_batch_size is 100',
+      ('eval_batch_size is 100', '16 devices'),
+    ),
+    (
+      (
+        '--topology=v5e:16x16',
+        '--largest_batch',
+        '--config.grad_accum_steps=8',
+      ),
+      ('smallest batch is 2048', '1140 training images', '--topology'),
     ),
   ],
 )
-def test_mistakes_about_a_slice(flags, message):
-  assert message in fail(*flags)
+def test_mistakes_about_a_slice(flags, parts):
+  message = fail(*flags)
+  assert all(part in message for part in parts), message
 
 
 def test_without_a_config_or_libtpu(tmp_path, monkeypatch):
-  told = fail('--topology=v5e:4x4', config=None)
-  assert 'both --config=configs/NAME.py and --topology' in told
+  message = fail('--topology=v5e:4x4', config=None)
+  assert '--config=configs/NAME.py' in message
   # Python runs this first, in the process that the test starts.
   (tmp_path / 'sitecustomize.py').write_text(
     "import sys\nsys.modules['libtpu'] = None\n"
   )
   monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-  told = fail('--topology=v5e:4x4')
-  assert "pip install 'jax[tpu]==" in told
+  message = fail('--topology=v5e:4x4')
+  assert "pip install 'jax[tpu]==" in message

@@ -53,7 +53,7 @@ FLAT = {
 INSIDE = {
   'commands': {m: {'cli'} for m in FLAT if FLAT[m] == 'commands'},
   'train': {'train': {'resources'}},
-  'tpu': {'aot': {'hlo', 'topologies'}},
+  'tpu': {'aot': {'hlo', 'topologies'}, 'topologies': {'environment'}},
   'workdir': {
     'architecture': {'json_files'},
     'checkpoint': {'run_state'},

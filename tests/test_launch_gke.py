@@ -20,7 +20,7 @@ def gke(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('variables', 'told'),
+  ('variables', 'part'),
   [
     ({'IMAGE': ''}, 'IMAGE is not set'),
     ({'BUCKET': ''}, 'BUCKET is not set'),
@@ -29,8 +29,8 @@ def gke(tmp_path):
     ({'WORKDIR': 'a: b'}, "WORKDIR is 'a: b'"),
   ],
 )
-def test_gke_mistakes(variables, told, gke):
-  assert told in gke.refuses(**variables)
+def test_gke_mistakes(variables, part, gke):
+  assert part in gke.refuses(**variables)
 
 
 def test_gke_manifest_fits_the_slice_and_the_command_line(gke):
@@ -47,7 +47,7 @@ def test_gke_manifest_fits_the_slice_and_the_command_line(gke):
   per_host = container['resources']['limits']['google.com/tpu']
   assert slice_['replicas'] == 1
   assert job['parallelism'] == job['completions'] == chips // per_host == 4
-  # Exit code 2 ends it; whatever else ends a host starts all of them again.
+  # Exit code 2 ends the run; any other exit of a host restarts all hosts.
   assert job['backoffLimit'] == 0
   assert pod['restartPolicy'] == 'Never'
   (rule,) = job['podFailurePolicy']['rules']
@@ -61,14 +61,14 @@ def test_gke_manifest_fits_the_slice_and_the_command_line(gke):
   (rule,) = spec['failurePolicy']['rules']
   assert rule['action'] == 'FailJobSet'
   assert rule['onJobFailureReasons'] == ['PodFailurePolicy']
-  # The run's folder is on the volume, which is the bucket.
+  # The run's folder is on the volume that mounts the bucket.
   (mount,), (volume,) = container['volumeMounts'], pod['volumes']
   assert mount['name'] == volume['name']
   assert volume['csi']['volumeAttributes']['bucketName'] == 'my-bucket'
   options = volume['csi']['volumeAttributes']['mountOptions'].split(',')
   assert 'metadata-cache:ttl-secs:0' in options
   workdir = f'{mount["mountPath"]}/runs/dnal-jax'
-  # It is the command that all of our tests start.
+  # It is the command that all of the other tests start.
   python, unbuffered, *module = container['command']
   assert (python, unbuffered) == ('python', '-u')
   expected = command(workdir, *flags)
@@ -85,7 +85,7 @@ def test_gke_applies_what_it_prints(gke):
   assert 'jobset-name=dnal-jax' in done.stdout
 
 
-def test_dockerfile_copies_what_is_there():
+def test_dockerfile_copies_what_exists():
   text = (ROOT / 'launch/Dockerfile').read_text()
   copied = re.findall(r'^COPY (\S+) ', text, re.M)
   assert set(copied) == {'requirements.txt', 'configs', 'dnal_jax'}

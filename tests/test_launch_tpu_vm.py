@@ -37,20 +37,20 @@ def verbs(tpu):
 
 
 def plays(tpu, *workers):
-  """What their runs do instead of training, in turn."""
+  """Each worker's runs do this instead of training, one line per start."""
   for i, lines in enumerate(workers):
     script(tpu.state / f'vm{i}/script', *lines)
 
 
 def saved(tpu):
-  """A run folder in the bucket, as an earlier start has left it."""
+  """Makes a run folder in the bucket, as an earlier start leaves it."""
   folder = tpu.state / 'bucket/runs/my-tpu'
   folder.mkdir(parents=True)
   (folder / 'config.json').write_text('{}')
 
 
-def test_print_is_as_written_down(tpu):
-  """Every command, quoted; change the file when they are meant to change."""
+def test_print_equals_the_golden_file(tpu):
+  """Every command, quoted; change the file if a command is meant to change."""
   flags = ('--config.penalty=5e-5', "--config.order=('warmup','search')")
   environment = {'SPOT': '1', 'DATA': '../bucket/tfds', 'FETCH_TO': 'runs'}
   done = tpu.run('--print', '--', *flags, **environment)
@@ -60,7 +60,7 @@ def test_print_is_as_written_down(tpu):
 
 
 @pytest.mark.parametrize(
-  ('variables', 'told'),
+  ('variables', 'part'),
   [
     ({'PROJECT': ''}, 'PROJECT is not set'),
     ({'ZONE': ''}, 'ZONE is not set'),
@@ -76,9 +76,9 @@ def test_print_is_as_written_down(tpu):
     ({'PAUSES': 'now'}, "PAUSES is 'now'"),
   ],
 )
-def test_mistakes_create_nothing(variables, told, tpu):
-  assert told in tpu.refuses(**variables)
-  assert told in tpu.refuses('--print', **variables)
+def test_mistakes_create_nothing(variables, part, tpu):
+  assert part in tpu.refuses(**variables)
+  assert part in tpu.refuses('--print', **variables)
 
 
 def test_unknown_argument(tpu):
@@ -89,14 +89,15 @@ def test_no_gcloud(tpu, tmp_path):
   (tmp_path / 'bin').mkdir()
   for name in ('bash', 'git'):
     (tmp_path / 'bin' / name).symlink_to(str(shutil.which(name)))
-  assert 'there is no gcloud' in tpu.refuses(PATH=str(tmp_path / 'bin'))
+  message = tpu.refuses(PATH=str(tmp_path / 'bin'))
+  assert 'gcloud is not on PATH' in message
 
 
-def test_a_machine_that_is_there_is_left_alone(tpu):
+def test_an_existing_machine_is_left_alone(tpu):
   (tpu.state / 'machine').touch()
   done = tpu.run()
   assert done.returncode == 2
-  assert done.stderr.startswith("error: 'my-tpu' must not exist before")
+  assert done.stderr.startswith("error: NAME is 'my-tpu', a TPU that exists")
   assert verbs(tpu) == ['describe']
   assert (tpu.state / 'machine').exists()
 
@@ -122,7 +123,7 @@ def test_calls_are_those_printed(tpu):
     ('scp', ['create', 'scp', 'delete']),
   ],
 )
-def test_what_fails_is_told_and_deleted(fails, called, tpu):
+def test_exit_code_of_a_failed_command_and_no_machine_left(fails, called, tpu):
   done = tpu.run(STAND_IN_FAIL=fails)
   assert done.returncode == 5, done.stderr
   assert verbs(tpu) == ['describe', *called]
@@ -139,7 +140,9 @@ def test_failed_worker(tpu, tmp_path):
 @pytest.mark.parametrize(
   ('codes', 'starts', 'code'), [([75, 0], 2, 0), ([75] * 9, 3, 75)]
 )
-def test_stopped_runs_go_on_and_are_fetched(codes, starts, code, tpu, tmp_path):
+def test_stopped_runs_resume_and_are_fetched(
+  codes, starts, code, tpu, tmp_path
+):
   saved(tpu)
   plays(tpu, codes, codes)
   assert tpu.run(RETRIES='2').returncode == code
@@ -167,7 +170,7 @@ def test_signal_during_the_run(number, code, tpu):
 
 
 def alive(pid):
-  """Is a process with that number there, and no zombie?"""
+  """Whether there is a process with that id that is not a zombie."""
   try:
     with open(f'/proc/{pid}/stat') as file:
       return file.read().rpartition(')')[2].split()[0] != 'Z'
@@ -185,7 +188,7 @@ def test_ctrl_c_while_the_machine_is_created(tpu):
   assert not (tpu.state / 'machine').exists()
 
 
-def test_ctrl_c_twice_does_not_spare_the_machine(tpu):
+def test_ctrl_c_twice_still_deletes_the_machine(tpu):
   plays(tpu, ['sleep'], ['sleep'])
   process = tpu.start(STAND_IN_FAIL='slow_delete')
   until((tpu.state / 'vm1/script.asleep').exists)
@@ -198,7 +201,7 @@ def test_ctrl_c_twice_does_not_spare_the_machine(tpu):
   assert process.returncode == 130
 
 
-def test_delete_is_tried_again(tpu):
+def test_failed_delete_is_repeated(tpu):
   plays(tpu, [3], [3])
   done = tpu.run(STAND_IN_FAIL='delete_once')
   assert done.returncode == 3
@@ -206,7 +209,7 @@ def test_delete_is_tried_again(tpu):
   assert 'MAY STILL BE RUNNING' not in done.stderr
 
 
-def test_delete_that_never_works_is_told(tpu):
+def test_delete_that_never_works_is_reported(tpu):
   saved(tpu)
   plays(tpu, [0], [0])
   done = tpu.run(STAND_IN_FAIL='delete')
@@ -220,8 +223,8 @@ def test_delete_that_never_works_is_told(tpu):
 
 @pytest.mark.slow
 def test_two_workers_train_to_the_end(tpu, tmp_path):
-  """As one run of two processes, from the commit that was sent there; and
-  again, on the same machine, after one of them was told to stop."""
+  """One run of two processes, from the commit that was sent to the workers. It
+  resumes on the same machine after one process got SIGTERM."""
   process = tpu.start('--', *SHORT)
   rows = tpu.state / 'bucket/runs/my-tpu/metrics.jsonl'
   until(lambda: rows.exists() and rows.read_text(), seconds=300)
@@ -229,7 +232,7 @@ def test_two_workers_train_to_the_end(tpu, tmp_path):
   out, err = process.communicate()
   assert process.returncode == 0, err
   assert verbs(tpu)[3:] == ['ssh', 'ssh', 'ssh', 'scp', 'delete']
-  assert 'the run was stopped before its end and goes on' in err
+  assert 'restarts left: ' in err
   assert out.count('going on with') == 1  # worker 0 alone prints
   assert out.count('reference macs') == 1
   fetched = tmp_path / 'fetched/my-tpu'
@@ -242,7 +245,7 @@ def test_two_workers_train_to_the_end(tpu, tmp_path):
   assert not (tpu.state / 'machine').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_worker_needs_no_bucket(tpu, tmp_path):
   done = tpu.run('--', *SHORT, BUCKET='', STAND_IN_WORKERS='1')
   assert done.returncode == 0, done.stderr

@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation for TPU slices."""
+"""Ahead-of-time compilation for TPU slices, and the environment of libtpu."""

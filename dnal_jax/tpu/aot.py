@@ -1,7 +1,7 @@
-"""The steps of a run, compiled for devices that are not there.
+"""Ahead-of-time compilation of the train steps of a run, for any TPU slice.
 
-Nothing here is a program of its own: what is lowered is `loop.CompiledStage`
-on shapes, under the mesh of a slice's devices.
+There is no second definition of a step: `loop.CompiledStage` is lowered on
+shapes, under the mesh of the slice's devices.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,50 +20,55 @@ from dnal_jax.tpu import hlo, topologies
 from dnal_jax.training import loop, optimizer
 from dnal_jax.training.stages import Stage
 
-# How XLA begins to tell that a program needs more memory than there is.
+# Prefix of XLA's error for a program that needs more memory than a chip has.
 _OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED: '
 
 
 class AotCompiler:
-  """Compiles all stages of a run at any batch; `mesh` must be set."""
+  """Compiles all stages of a run at any batch size; a JAX mesh must be set."""
 
-  def __init__(self, settings: RunConfig, net: Any, chip: topologies.Chip):
-    self._settings, self._net, self._chip = settings, net, chip
-    # Before there is a mesh of devices that compute nothing.
-    self._graph = walk.graph_of(net, settings.image_shape)
+  def __init__(self, config: RunConfig, net: Any, chip: topologies.Chip):
+    self._config, self._net, self._chip = config, net, chip
+    # Traced here, because under the mesh no device computes.
+    self._graph = walk.graph_of(net, config.image_shape)
 
   def inputs(self, batch: int) -> sources.Source:
-    """What a step is given; raises UserError if there are too few images."""
-    data, seed = self._settings.data, self._settings.seed
+    """The inputs of a step.
+
+    Raises:
+      UserError: the data set has fewer images than the batch.
+    """
+    data, seed = self._config.data, self._config.seed
     return sources.describe_source(data, seed=seed, batch_size=batch)
 
   def stages(self, batch: int) -> Iterator[dict[str, Any]]:
-    """A row for each stage of the run, in the order they are compiled:
+    """Yields one row per stage of the run, in order, as each is compiled:
 
-    stage, same_as    its name, and of the stage that is the same program
+    stage, same_as    its name; the earlier stage that is the same program
     compile_seconds
-    fits              whether the compiler placed it and it is below `hbm`
-    hbm, memory       bytes of a chip; of the program's: arguments, outputs,
-                      what outputs take over from arguments, temporaries, code.
-                      Streamed batches that wait for their step are not in it
-    compiler_told     what the compiler said if it did not fit, else None
-    macs              of a step forwards: `exact.count`'s times the batch
+    fits              whether the program compiled and needs at most `hbm`
+    hbm, memory       bytes of a chip; bytes of the program by use: arguments,
+                      outputs, aliased (arguments reused for outputs, negative),
+                      temporaries, code. Streamed batches that wait for their
+                      step are not included
+    compiler_message  of the compiler if the program did not fit, else None
+    macs              of a forward pass: `exact.count` times the batch size
     macs_with_gradients
-    collectives       bytes of all that chips exchange, by operation, as in
-                      the compiled program; None if it did not fit
-    ideal_all_reduce  bytes that any data parallel step must sum up
+    collectives       {operation: bytes} that the chips exchange in the compiled
+                      program; None if it did not fit
+    ideal_all_reduce  bytes that any data-parallel step must sum over the chips
     bounds            seconds, see `topologies.bounds`; None if it did not fit
     """
     inputs = self.inputs(batch)
-    compiled: dict[str, dict[str, Any]] = {}  # by what was lowered
-    for stage in self._settings.stages:
+    compiled: dict[str, dict[str, Any]] = {}  # by the lowered program
+    for stage in self._config.stages:
       program = loop.CompiledStage(
         self._net,
         stage,
         inputs,
-        dtype=self._settings.compute_dtype,
-        first_step=0,  # wherever: it is an argument
-        grad_accum_steps=self._settings.grad_accum_steps,
+        dtype=self._config.compute_dtype,
+        first_step=0,  # an argument: any value gives the same program
+        grad_accum_steps=self._config.grad_accum_steps,
       )
       state = loop.state_shapes(stage, self._graph.shapes)
       lowered = program.lower(state, inputs.input_shapes())
@@ -80,20 +85,20 @@ class AotCompiler:
     self, stage: Stage, lowered: jax.stages.Lowered, batch: int
   ) -> dict[str, Any]:
     started = time.perf_counter()
-    program, told = None, None
+    program, message = None, None
     try:
       program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-      told = str(error).splitlines()[0]
-      if not told.startswith(_OUT_OF_MEMORY):
+      message = str(error).splitlines()[0]
+      if not message.startswith(_OUT_OF_MEMORY):
         raise
-      told = told.removeprefix(_OUT_OF_MEMORY)
+      message = message.removeprefix(_OUT_OF_MEMORY)
     row = {
       'compile_seconds': time.perf_counter() - started,
       'fits': program is not None,
       'hbm': self._chip.hbm,
       'memory': None,
-      'compiler_told': told,
+      'compiler_message': message,
       'macs': batch * sum(site.macs for site in self._graph.sites.values()),
       'macs_with_gradients': batch * macs_with_gradients(stage, self._graph),
       'collectives': None,
@@ -117,7 +122,7 @@ class AotCompiler:
 
 
 def memory(analysis: Any) -> dict[str, int]:
-  """Bytes of a chip that a compiled program takes, and of what."""
+  """Bytes that a compiled program takes on a chip, in total and by use."""
   parts = {
     'arguments': analysis.argument_size_in_bytes,
     'outputs': analysis.output_size_in_bytes,
@@ -129,9 +134,12 @@ def memory(analysis: Any) -> dict[str, int]:
 
 
 def macs_with_gradients(stage: Stage, graph: walk.Graph) -> int:
-  """Multiply-adds of an image in a train step: of each convolution and linear
-  layer forwards; by its input, if anything before it trains; by its kernel, if
-  that trains."""
+  """Multiply-adds of one image in a train step.
+
+  Each convolution and linear layer counts once for the forward pass, once for
+  its input gradient if anything before it trains, and once for its kernel
+  gradient if its kernel trains.
+  """
   trained, macs, before = _trained(stage, graph), 0, False
   for path, site in graph.sites.items():
     own = f'params/{path}/kernel' in trained
@@ -144,10 +152,13 @@ def macs_with_gradients(stage: Stage, graph: walk.Graph) -> int:
 
 
 def ideal_all_reduce(stage: Stage, graph: walk.Graph) -> int:
-  """Bytes that devices must sum up in a step: the gradients of what trains;
-  the moments of BatchNorm; and, backwards through a BatchNorm, two sums more,
-  which are the gradients of its own parameters where those train. They give
-  that of a gate, too, where it stands straight behind, as all of ours do."""
+  """Bytes that a data-parallel step must sum over its devices.
+
+  These are the gradients of what trains, the moments of BatchNorm, and two sums
+  per channel in BatchNorm's backward pass. Where BatchNorm's parameters train,
+  the two sums are their gradients. The gradient of a gate directly behind a
+  BatchNorm, as all gates of our networks are, follows from the same sums.
+  """
   trained = _trained(stage, graph)
   shapes = trees.flatten(
     {k: v for k, v in graph.shapes.items() if k != 'batch_stats'}
@@ -164,7 +175,7 @@ def ideal_all_reduce(stage: Stage, graph: walk.Graph) -> int:
 
 
 def _trained(stage: Stage, graph: walk.Graph) -> Mapping[str, str]:
-  """{path: group} of what the stage trains."""
+  """{path: group} of the leaves that the stage trains."""
   kinds = {k: graph.shapes[k] for k in ('params', 'gates') if k in graph.shapes}
   return optimizer.assign_groups(stage.train, trees.flatten(kinds))
 

@@ -1,4 +1,4 @@
-"""What is told of compiled programs, chips and steps, without compiling any."""
+"""Figures of compiled programs, chips and steps, without compiling any."""
 
 import math
 
@@ -11,7 +11,7 @@ from dnal_jax.cost import exact
 from dnal_jax.graph import walk
 from dnal_jax.tpu import aot, hlo, topologies
 
-# What a compiled program tells.
+# Compiled programs.
 
 PROGRAM = """
   %a.1 = (f32[32]{0:T(128)S(1)}, /*index=1*/bf16[3,3,1,32]{3,2,1,0:T(8,128)}) \
@@ -25,7 +25,7 @@ all-reduce(%x, %y), channel_id=1, to_apply=%sum
 """  # noqa: E501
 
 
-def test_collectives_are_told_with_their_bytes():
+def test_bytes_of_collectives():
   assert hlo.collectives(PROGRAM) == {
     'all-reduce': 4 * 32 + 2 * 9 * 32 + 1 + 4 * 8,
     'all-gather': 4 * 16,
@@ -33,7 +33,7 @@ def test_collectives_are_told_with_their_bytes():
   assert hlo.collectives('%x = f32[8]{0} add(%y, %z)') == {}
 
 
-# What a step must do.
+# Train steps.
 
 
 def stage(name):
@@ -42,18 +42,18 @@ def stage(name):
 
 
 def test_macs_with_gradients():
-  """No gradient by the image; in the search, of kernels only the head's."""
+  """The image has no gradient; a search has the head's kernel gradient only."""
   net = models.get('vgg7_digits').build(classes=10)
   graph = walk.graph_of(net, (8, 8, 1))
   macs, first, head = exact.count(net, (8, 8, 1)).macs, 64 * 9 * 32, 128 * 10
-  told = aot.macs_with_gradients(stage('warmup'), graph)
-  assert told == 3 * macs - first
-  told = aot.macs_with_gradients(stage('search'), graph)
-  assert told == 2 * macs - first + head
+  found = aot.macs_with_gradients(stage('warmup'), graph)
+  assert found == 3 * macs - first
+  found = aot.macs_with_gradients(stage('search'), graph)
+  assert found == 2 * macs - first + head
 
 
 @pytest.mark.parametrize('network', ['vgg7_digits', 'mobilenet_v2_digits'])
-def test_ideal_exchange(network):
+def test_ideal_all_reduce(network):
   graph = walk.graph_of(models.get(network).build(classes=10), (8, 8, 1))
   params, head, moments = (
     4 * sum(math.prod(a.shape) for a in trees.flatten(tree).values())
@@ -63,22 +63,23 @@ def test_ideal_exchange(network):
       graph.shapes['batch_stats'],
     )
   )
-  told = aot.ideal_all_reduce(stage('warmup'), graph)
-  assert told == params + moments
-  told = aot.ideal_all_reduce(stage('search'), graph)
-  assert told == head + 2 * moments
+  found = aot.ideal_all_reduce(stage('warmup'), graph)
+  assert found == params + moments
+  found = aot.ideal_all_reduce(stage('search'), graph)
+  assert found == head + 2 * moments
 
 
 def test_bounds_by_hand():
   """16 chips of 197 TFLOP/s, 819 GB/s and 200 GB/s."""
-  told = topologies.bounds(
+  seconds = topologies.bounds(
     topologies.CHIPS['v5e'],
     16,
     macs=16 * 197 * 10**12,
     bytes_accessed=819e9,
     all_reduced=16 * 10**11,
   )
-  assert told == pytest.approx({'compute': 2, 'memory': 1, 'all_reduce': 15})
+  expected = {'compute': 2, 'memory': 1, 'all_reduce': 15}
+  assert seconds == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +91,10 @@ def test_bounds_by_hand():
     ('v6e', 256, 234.9e15, 102.4e12),
   ],
 )
-def test_table_agrees_with_what_is_published_of_pods(
+def test_chips_times_pod_size_are_the_published_pods(
   chip, number, flops, all_reduce
 ):
   assert topologies.CHIPS[chip].flops * number == pytest.approx(flops, rel=0.03)
   if all_reduce:
-    told = topologies.CHIPS[chip].interconnect * number
-    assert told == pytest.approx(all_reduce, rel=0.01)
+    total = topologies.CHIPS[chip].interconnect * number
+    assert total == pytest.approx(all_reduce, rel=0.01)
