@@ -53,7 +53,7 @@ INSIDE = {
   'tpu': {'aot': {'hlo', 'topologies'}},
   'workdir': {
     'architecture': {'json_files'},
-    'checkpoint': {'run_state'},
+    'checkpoint': {'disk_errors', 'run_state'},
     'layout': {'json_files'},
     'lock': {'json_files', 'layout'},
     'metrics_file': {'json_files'},
