@@ -20,6 +20,14 @@ from dnal_jax.training import stages
 # Values that stages refer to, so that one flag sets them in all.
 _SHARED = ('penalty', 'label_smoothing', 'ema', 'nesterov')
 
+# Keys by the names that they had in earlier versions, wherever they stand.
+RENAMED_KEYS = {
+  'accumulate': 'grad_accum_steps',
+  'rollbacks': 'max_nan_restarts',
+  'prune_below': 'gate_threshold',
+  'prune_multiple': 'channel_multiple',
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
