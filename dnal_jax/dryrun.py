@@ -33,22 +33,34 @@ from dnal_jax.parallel import mesh
 from dnal_jax.tpu import aot, topologies
 from dnal_jax.workdir import architecture
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The run, a file.', flag_values=FLAGS
+)
 _TOPOLOGY = flags.DEFINE_string(
-  'topology', None, f'The slice: {topologies.EXAMPLES}.'
+  'topology', None, f'The slice: {topologies.EXAMPLES}.', flag_values=FLAGS
 )
 _BATCH = flags.DEFINE_integer(
-  'batch', None, "Images of a step, all chips together; else the config's."
+  'batch',
+  None,
+  "Images of a step, all chips together; else the config's.",
+  flag_values=FLAGS,
 )
 _LARGEST = flags.DEFINE_bool(
   'largest_batch',
   False,
   'Look for the largest power of two times the number of chips that fits.',
+  flag_values=FLAGS,
 )
 _ARCHITECTURE = flags.DEFINE_string(
-  'architecture', None, 'What a search has left: DIR/architecture.json.'
+  'architecture',
+  None,
+  'What a search has left: DIR/architecture.json.',
+  flag_values=FLAGS,
 )
-_JSON = flags.DEFINE_bool('json', False, 'Print JSON rather than text.')
+_JSON = flags.DEFINE_bool(
+  'json', False, 'Print JSON rather than text.', flag_values=FLAGS
+)
 
 
 def largest(
@@ -198,7 +210,7 @@ def _stages(
 
 
 def body(argv: Sequence[str]) -> None:
-  del argv
+  cli.refuse_arguments(argv)
   config, topology = _given()
   with _nothing_else_on_stdout():  # and before JAX has done anything
     chip, devices = topologies.slice_of(topology)
@@ -237,4 +249,4 @@ def body(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(body)
+  cli.main(body, FLAGS)

@@ -11,12 +11,22 @@ import pathlib
 import shutil
 import subprocess
 
-from commands import ROOT, assert_same, command, fail, metrics, result, succeed
+from commands import (
+  ROOT,
+  assert_same,
+  command,
+  fail,
+  metrics,
+  result,
+  run_here,
+  succeed,
+)
 import numpy as np
 import pytest
 
 import dnal_jax
 from dnal_jax import status, summary
+import dnal_jax.main
 from dnal_jax.workdir import architecture
 
 GOLDEN = ROOT / 'tests/golden'
@@ -75,12 +85,13 @@ def test_status_of_version_1(name, now, step, folder):
 def test_finished_run_is_recognised_and_left_alone(folder):
   workdir = folder / 'finished'
   before = {f: f.read_bytes() for f in workdir.rglob('*') if f.is_file()}
-  printed = succeed(workdir, *FLAGS)
-  assert f"'{workdir}' is finished; nothing to do." in printed
+  ended = run_here(dnal_jax.main, *command(workdir, *FLAGS)[3:])
+  assert ended.code == 0, ended
+  assert f"'{workdir}' is finished; nothing to do." in ended.out
   difference = json.loads((workdir / 'result.json').read_text())[
     'compact_max_abs_diff'
   ]
-  assert f'max abs logit difference {difference:.1e}' in printed
+  assert f'max abs logit difference {difference:.1e}' in ended.out
   assert before == {
     f: f.read_bytes() for f in workdir.rglob('*') if f.is_file()
   }
@@ -112,7 +123,7 @@ def test_stopped_run_goes_on_to_the_end(folder):
 @pytest.mark.long
 @pytest.mark.skipif(not is_golden_cpu(), reason='another processor')
 def test_demo_reproduces_its_golden_run(tmp_path):
-  """`make demo`, compiled as a user's is: without the flags of `conftest.py`."""
+  """`make demo` as users run it, without the XLA flags of `conftest.py`."""
   workdir = tmp_path / 'demo'
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   subprocess.run(command(workdir), cwd=ROOT, env=environment, check=True)

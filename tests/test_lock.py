@@ -1,5 +1,6 @@
 """One run per folder: real processes, real deaths, and the fall-backs."""
 
+import dataclasses
 import json
 import os
 import re
@@ -84,15 +85,14 @@ def test_lock_of_the_first_version_is_honoured(tmp_path, monkeypatch):
   monkeypatch.setattr('fcntl.flock', no_flock)
   monkeypatch.setattr(lock, 'STALE_SECONDS', 20.0)
 
-  def leave_old(time, **changes):
-    leave(tmp_path, **changes)
-    path = tmp_path / 'lock.json'
-    value = json.loads(path.read_text())
+  def leave_old(heard, **changes):
+    holder = dataclasses.replace(lock.Lock(tmp_path).holder, **changes)
+    value = {**dataclasses.asdict(holder), 'heard': heard}
     del value['heartbeat']
-    json_files.write_json(path, {**value, 'heard': time})
+    json_files.write_json(tmp_path / 'lock.json', value, part='test')
 
   now = lock._now('microseconds')
-  leave_old(now, pid=os.getpid(), born=lock._born(os.getpid()))
+  leave_old(now)
   assert 0 <= lock.holder(tmp_path).seconds_since_heartbeat() < 20
   with pytest.raises(errors.UserError, match=f'process {os.getpid()} on host'):
     lock.Lock(tmp_path).__enter__()

@@ -32,8 +32,8 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Raises UserError if the folder holds a run of another config; names the keys
-  that differ. A key that was renamed since matches by its new name."""
+  """Raises UserError if the folder holds a run of another config, and names the
+  keys that differ. A key that was renamed since matches by its new name."""
   path = workdir / 'config.json'
   if not path.exists():
     for other in ('checkpoints', 'architecture.json', 'result.json'):

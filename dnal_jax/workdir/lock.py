@@ -38,6 +38,7 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 
 from dnal_jax import errors
 from dnal_jax.workdir import json_files, layout
@@ -83,7 +84,8 @@ def holder(workdir: pathlib.Path) -> Holder | None:
   """The holder of the folder, alive or dead; None if the folder is free."""
   try:
     value = json.loads((workdir / _NAME).read_text())
-    found = Holder(**{_NEW_NAMES.get(key, key): v for key, v in value.items()})
+    value: Any = {_NEW_NAMES.get(key, key): v for key, v in value.items()}
+    found = Holder(**value)
     found.seconds_since_heartbeat()
   except (OSError, ValueError, TypeError, AttributeError):
     return None
