@@ -33,22 +33,37 @@ from dnal_jax.parallel import mesh
 from dnal_jax.tpu import aot, topologies
 from dnal_jax.workdir import architecture
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the run.')
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'File of the run.', flag_values=FLAGS
+)
 _TOPOLOGY = flags.DEFINE_string(
-  'topology', None, f'The slice, such as {topologies.EXAMPLES}.'
+  'topology',
+  None,
+  f'The slice, such as {topologies.EXAMPLES}.',
+  flag_values=FLAGS,
 )
 _BATCH = flags.DEFINE_integer(
-  'batch', None, "Images per step over all chips, instead of the config's."
+  'batch',
+  None,
+  "Images per step over all chips, instead of the config's.",
+  flag_values=FLAGS,
 )
 _LARGEST = flags.DEFINE_bool(
   'largest_batch',
   False,
   'Search for the largest power of two times the number of chips that fits.',
+  flag_values=FLAGS,
 )
 _ARCHITECTURE = flags.DEFINE_string(
-  'architecture', None, 'Result of a search: DIR/architecture.json.'
+  'architecture',
+  None,
+  'Result of a search: DIR/architecture.json.',
+  flag_values=FLAGS,
 )
-_JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of text.')
+_JSON = flags.DEFINE_bool(
+  'json', False, 'Print JSON instead of text.', flag_values=FLAGS
+)
 
 
 def largest(
@@ -205,7 +220,7 @@ def _stages(
 
 
 def body(argv: Sequence[str]) -> None:
-  del argv
+  cli.refuse_arguments(argv)
   config, topology = _config_and_topology()
   with _stdout_to_stderr():  # before JAX initialises its backends
     chip, devices = topologies.slice_of(topology)
@@ -245,4 +260,4 @@ def body(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(body)
+  cli.main(body, FLAGS)

@@ -1,9 +1,9 @@
-"""Command line of a run: flags, then one call.
+"""Runs a config in a folder, or resumes the run that the folder holds.
 
 python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
 
-Exit codes: 0 finished, 2 a mistake of the user's, 75 stopped before the end, by
-a signal, a save that does not end, or the loss of another process: the same
+Exit codes: 0 finished; 2 a mistake of the user; 75 stopped before the end by a
+signal, a save that does not end, or the loss of another process, and the same
 command goes on.
 """
 
@@ -23,25 +23,39 @@ from dnal_jax.data import cache
 from dnal_jax.parallel import processes
 from dnal_jax.workdir import result_file
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'File of the run: configs/NAME.py.', flag_values=FLAGS
+)
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; resumed if it holds one already.'
+  'workdir',
+  None,
+  'Folder of the run, which is resumed if it holds one.',
+  flag_values=FLAGS,
 )
 _DISTRIBUTED = flags.DEFINE_enum(
   'distributed',
   'auto',
   ('auto', 'on', 'off'),
   'Whether this is one of several processes (README, "Several hosts").',
+  flag_values=FLAGS,
 )
 _COORDINATOR = flags.DEFINE_string(
-  'coordinator_address', None, 'HOST:PORT of the first of several processes.'
+  'coordinator_address',
+  None,
+  'HOST:PORT of the first of several processes.',
+  flag_values=FLAGS,
 )
-_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many there are.')
-_PROCESS = flags.DEFINE_integer('process_id', None, 'Which this is, from 0.')
+_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes.', flag_values=FLAGS
+)
+_PROCESS = flags.DEFINE_integer(
+  'process_id', None, 'Number of this process, from 0.', flag_values=FLAGS
+)
 
 
-def main(argv: Sequence[str]) -> None:
-  del argv
+def body(argv: Sequence[str]) -> None:
+  cli.refuse_arguments(argv)
   _keep_compiled()
   config = cli.config_of(_CONFIG)
   if config is None or not _WORKDIR.value:
@@ -65,15 +79,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _keep_compiled() -> None:
-  """Has JAX keep compiled programs for the next start, in the user's cache;
-  a folder that JAX was told by its own settings stays."""
+  """Keeps compiled programs in the user's cache folder, so that the next start
+  is faster; a folder set by JAX's own options is left alone."""
   if jax.config.values['jax_compilation_cache_dir'] is not None:
     return
   folder = cache.path('compiled')
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    print(f"no cache in '{folder}' ({error.strerror}); compiling anew next")
+    print(
+      f"no cache in '{folder}' ({error.strerror}); nothing compiled is kept"
+    )
     return
   jax.config.update('jax_compilation_cache_dir', str(folder))
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
@@ -81,4 +97,4 @@ def _keep_compiled() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.main(body, FLAGS)

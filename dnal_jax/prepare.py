@@ -1,4 +1,4 @@
-r"""Prepares a data set of tensorflow-datasets, once, for all runs.
+r"""Downloads and converts a data set of tensorflow-datasets, once for all runs.
 
 python -m dnal_jax.prepare --dataset=imagenet2012 --data_dir=DIR \
   --manual_dir=TARS
@@ -11,17 +11,26 @@ from absl import flags
 from dnal_jax import cli, errors
 from dnal_jax.data import tfds_sets
 
-_DATASET = flags.DEFINE_string('dataset', None, 'Its name.')
+FLAGS = flags.FlagValues()
+_DATASET = flags.DEFINE_string(
+  'dataset', None, 'Name of the data set.', flag_values=FLAGS
+)
 _DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, 'Where to put it; else TFDS_DATA_DIR.'
+  'data_dir',
+  None,
+  'Folder to write it to; else TFDS_DATA_DIR.',
+  flag_values=FLAGS,
 )
 _MANUAL_DIR = flags.DEFINE_string(
-  'manual_dir', None, 'What was got by hand; else DATA_DIR/downloads/manual.'
+  'manual_dir',
+  None,
+  'Files downloaded by hand; else DATA_DIR/downloads/manual.',
+  flag_values=FLAGS,
 )
 
 
 def body(argv: Sequence[str]) -> None:
-  del argv
+  cli.refuse_arguments(argv)
   if not _DATASET.value:
     raise errors.UserError('give --dataset=NAME, such as imagenet2012')
   path = tfds_sets.prepare(_DATASET.value, _DATA_DIR.value, _MANUAL_DIR.value)
@@ -29,4 +38,4 @@ def body(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(body)
+  cli.main(body, FLAGS)

@@ -1,17 +1,20 @@
-"""Where runs are, told from their folders alone.
+"""Shows where runs are, from their folders alone.
 
 python -m dnal_jax.status DIR...  [--json]
 
-One folder is told in a few lines, several are a table; with --json each is one
-line of JSON, status.json's with `workdir`, `now` and `heard`.
-What the file says last is held against the lock of the folder, since a process
-that was killed says nothing. Nothing is written, and no device is touched.
+One folder is shown in a few lines, several as a table; with --json each is one
+line of JSON: the content of status.json, with `workdir`, `now` and
+`seconds_since_heartbeat`. A process that was killed leaves status.json as it
+was, so it is compared with the folder's lock. Nothing is written, and no device
+is used.
 
-  now    running        by a process that is alive
-         not running    it was killed; the same command goes on
-         not heard of   it is on another host, and did not refresh its lock
+  now    running      by a process that is alive
+         not running  its process was killed; the same command goes on
+         stale        its process is on another host and no longer refreshes the
+                      lock
          stopped, failed, finished
-  heard  seconds since, of one on another host, as far as clocks agree; or null
+  seconds_since_heartbeat
+         of a process on another host, as far as clocks agree; else null
 """
 
 from collections.abc import Sequence
@@ -25,19 +28,17 @@ from absl import flags
 from dnal_jax import cli, errors
 from dnal_jax.workdir import json_files, lock, result_file, status_file
 
+FLAGS = flags.FlagValues()
 _JSON = flags.DEFINE_bool(
-  'json',
-  False,
-  'Print JSON rather than text.',
-  allow_override=True,  # where another command of ours is imported, too
+  'json', False, 'Print JSON rather than text.', flag_values=FLAGS
 )
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:
-  """What status.json says, and whether it is still so.
+  """The content of status.json, and whether its run is still alive.
 
   Raises:
-    UserError: there is no such file, or it is not one of ours.
+    UserError: the folder has no status.json, or a damaged one.
   """
   path = workdir / status_file.NAME
   if not path.exists():
@@ -47,26 +48,34 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
     )
   value = json_files.read_json(path)
   if not isinstance(value, dict) or not value.keys() >= status_file.KEYS:
-    raise errors.UserError(f"'{path}' is not a {status_file.NAME} of ours")
+    raise errors.UserError(
+      f"'{path}' lacks keys of a {status_file.NAME}; the next start of the run"
+      ' writes it again'
+    )
   holder = lock.holder(workdir)
-  alive, heard = False, None
+  alive, seconds = False, None
   if holder is not None:
     alive = holder.alive()
     if alive is None:
-      heard = holder.silent()
+      seconds = holder.seconds_since_heartbeat()
   now = value['state']
-  if alive or (heard is not None and heard < lock.STALE):
+  if alive or (seconds is not None and seconds < lock.STALE_SECONDS):
     now = 'running'
-  elif heard is not None:
-    now = 'not heard of'
+  elif seconds is not None:
+    now = 'stale'
   elif now == 'running':
     now = 'not running'
-  return {'workdir': str(workdir), 'now': now, 'heard': heard, **value}
+  return {
+    'workdir': str(workdir),
+    'now': now,
+    'seconds_since_heartbeat': seconds,
+    **value,
+  }
 
 
 def text(row: dict[str, Any]) -> str:
-  """A run for people."""
-  lines = [f'{row["workdir"]}: {_told(row)}']
+  """A run in a few lines; `row` is of `read`."""
+  lines = [f'{row["workdir"]}: {_describe(row)}']
   if row['stage'] is not None:
     lines += [
       '  stage       {stage}, {stage_number} of {stages}: epoch {epoch} of'
@@ -90,23 +99,25 @@ def text(row: dict[str, Any]) -> str:
   return '\n'.join([*lines, f'  updated     {_since(row["updated"])}'])
 
 
-def _told(row: dict[str, Any]) -> str:
+def _describe(row: dict[str, Any]) -> str:
   process = f'process {row["pid"]} on host {row["host"]}'
-  heard = '' if row['heard'] is None else span(row['heard'])
+  seconds = row['seconds_since_heartbeat']
   if row['now'] == 'running':
-    return f'running, {process}' + (f', heard of {heard} ago' if heard else '')
+    if seconds is None:
+      return f'running, {process}'
+    return f'running, {process}, last heartbeat {span(seconds)} ago'
   if row['now'] == 'not running':
     return f'not running ({process} is gone); the same command goes on'
-  if row['now'] == 'not heard of':
+  if row['now'] == 'stale':
     return (
-      f'{process} was not heard of for {heard}; if it is dead, the same command'
-      ' goes on'
+      f'stale, no heartbeat of {process} for {span(seconds)}; if it is dead,'
+      ' the same command goes on'
     )
   return row['now'] + (f': {row["message"]}' if row['message'] else '')
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-  """A line for each run."""
+  """Runs as a table, a line each; `rows` are of `read`."""
   lines = [('', 'now', 'stage', 'epoch', 'step', 'left', 'top-1', 'updated')]
   for row in rows:
     begun = row['stage'] is not None
@@ -133,7 +144,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def span(seconds: float) -> str:
-  """A time in its two largest units: '5 s', '2 min 5 s', '3 h 20 min'."""
+  """A duration in its two largest units: '5 s', '2 min 5 s', '3 h 20 min'."""
   whole = max(round(seconds), 0)
   units = {'d': whole // 86400, 'h': whole // 3600 % 24}
   units |= {'min': whole // 60 % 60, 's': whole % 60}
@@ -157,20 +168,20 @@ def _age(when: str) -> float:
 def body(argv: Sequence[str]) -> None:
   if len(argv) < 2:
     raise errors.UserError('name the folder of a run, or several')
-  rows, without = [], []
+  rows, failures = [], []
   for name in argv[1:]:
     try:
       rows.append(read(pathlib.Path(name)))
     except errors.UserError as error:
-      without.append(str(error))
+      failures.append(str(error))
   if _JSON.value:
     for row in rows:
       print(json.dumps(row))
   elif rows:
     print(text(rows[0]) if len(argv) == 2 else table(rows))
-  if without:
-    raise errors.UserError('; '.join(without))
+  if failures:
+    raise errors.UserError('; '.join(failures))
 
 
 if __name__ == '__main__':
-  cli.run(body, arguments=True)
+  cli.main(body, FLAGS)

@@ -1,4 +1,5 @@
-"""Widths and cost of a network, full or learned. Needs no data, no weights.
+"""Shows the widths and the cost of a network, full or learned; needs neither
+data nor weights.
 
 python -m dnal_jax.summary --network=resnet50
 python -m dnal_jax.summary --config=configs/vgg16_cifar10.py
@@ -21,18 +22,29 @@ from dnal_jax.graph import surgery, walk
 from dnal_jax.models import proxyless
 from dnal_jax.workdir import architecture
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The run, a file.')
-_NETWORK = flags.DEFINE_string('network', None, 'Name of a network.')
-_ARCHITECTURE = flags.DEFINE_string(
-  'architecture', None, 'What a search has left: DIR/architecture.json.'
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'File of a run: configs/NAME.py.', flag_values=FLAGS
 )
-_JSON = flags.DEFINE_bool('json', False, 'Print JSON rather than a table.')
+_NETWORK = flags.DEFINE_string(
+  'network', None, 'Name of a network.', flag_values=FLAGS
+)
+_ARCHITECTURE = flags.DEFINE_string(
+  'architecture',
+  None,
+  'Result of a search: DIR/architecture.json.',
+  flag_values=FLAGS,
+)
+_JSON = flags.DEFINE_bool(
+  'json', False, 'Print JSON rather than a table.', flag_values=FLAGS
+)
 
 
 def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-  """Per layer the widths and multiply-adds before and after; both counts."""
-  whole = surgery.with_keep(net, {})
-  before, after = (walk.graph_of(n, image_shape) for n in (whole, net))
+  """Widths and multiply-adds of each layer, and the counts of the network: full
+  ('baseline') and learned. `image_shape` is (height, width, channels)."""
+  full = surgery.with_keep(net, {})
+  before, after = (walk.graph_of(n, image_shape) for n in (full, net))
   rows = []
   for path, site in before.sites.items():
     now = after.sites[path]
@@ -49,13 +61,13 @@ def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
   return {
     'image_shape': list(image_shape),
     'layers': rows,
-    # Of a supernet, the candidates that are left in each block.
+    # For a supernet, the candidates that remain in each block.
     'blocks': proxyless.survivors(before.gates, after.gates),
     'gates': {
       'total': sum(map(len, before.gates.values())),
       'kept': sum(map(len, after.gates.values())),
     },
-    'baseline': dataclasses.asdict(exact.count(whole, image_shape)),
+    'baseline': dataclasses.asdict(exact.count(full, image_shape)),
     'learned': (
       dataclasses.asdict(exact.count(net, image_shape)) if net.keep else None
     ),
@@ -63,7 +75,7 @@ def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def table(summary: dict[str, Any]) -> str:
-  """The summary for people."""
+  """A summary as text."""
   learned = summary['learned']
   lines = [f'{"layer":28}{"width":>8}{"":>8}{"macs":>16}']
   for row in summary['layers']:
@@ -86,7 +98,8 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def _network() -> tuple[Any, tuple[int, int, int]]:
-  """The network that the flags name, and the shape of its images."""
+  """The network that the flags name, and (height, width, channels) of its
+  images."""
   config = cli.config_of(_CONFIG)
   given = None
   if config is not None:
@@ -112,10 +125,10 @@ def _network() -> tuple[Any, tuple[int, int, int]]:
 
 
 def body(argv: Sequence[str]) -> None:
-  del argv
+  cli.refuse_arguments(argv)
   summary = summarise(*_network())
   print(json.dumps(summary, indent=1) if _JSON.value else table(summary))
 
 
 if __name__ == '__main__':
-  cli.run(body)
+  cli.main(body, FLAGS)

@@ -1,11 +1,21 @@
-"""Runs of the command line, for the tests that need them."""
+"""Runs of the commands: in this process, as a process, or as several."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+from typing import Any, NamedTuple
+from unittest import mock
+import warnings
+
+import pytest
+
+from dnal_jax import cli
+import dnal_jax.main
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A run of seconds: one epoch of warm-up, two of search, one of fine-tuning.
@@ -34,7 +44,49 @@ def command(workdir, *flags, config='configs/quickstart.py'):
   )
 
 
+class Ended(NamedTuple):
+  """What a command that was run in this process has left."""
+
+  code: int  # of its exit
+  out: str
+  err: str
+
+
+def run_here(module: Any, *arguments: object) -> Ended:
+  """Runs a command in this process, with these arguments, from the root.
+
+  `module` is the command's, such as `dnal_jax.summary`. For tests of messages
+  and outputs, as starting a process takes seconds. A process is needed where a
+  test is about signals, several processes, the environment, or what `cli.main`
+  does besides `cli.run`: logging, and ending without waiting for threads.
+
+  Flags of the command have their defaults again afterwards, and flags that
+  ml_collections has added for --config.KEY are removed.
+  """
+  known = set(module.FLAGS)
+  argv = [module.__name__, *map(str, arguments)]
+  out, err = io.StringIO(), io.StringIO()
+  try:
+    with (
+      warnings.catch_warnings(),
+      mock.patch.object(sys, 'argv', argv),
+      contextlib.chdir(ROOT),
+      contextlib.redirect_stdout(out),
+      contextlib.redirect_stderr(err),
+    ):
+      # Of how ml_collections imports a config file.
+      warnings.filterwarnings('ignore', r'the load_module\(\) method')
+      with pytest.raises(SystemExit) as end:
+        cli.run(module.body, module.FLAGS)
+  finally:
+    for name in set(module.FLAGS) - known:
+      delattr(module.FLAGS, name)
+    module.FLAGS.unparse_flags()
+  return Ended(end.value.code, out.getvalue(), err.getvalue())
+
+
 def main(workdir, *flags, **kwargs):
+  """The completed process of a run."""
   return subprocess.run(
     command(workdir, *flags, **kwargs),
     cwd=ROOT,
@@ -45,7 +97,7 @@ def main(workdir, *flags, **kwargs):
 
 
 def start(workdir, *flags):
-  """A process that runs it, alone."""
+  """A process of a run, just started."""
   return subprocess.Popen(
     command(workdir, *flags),
     cwd=ROOT,
@@ -57,13 +109,13 @@ def start(workdir, *flags):
 
 
 def until(process, line):
-  """Waits for a process to print such a line."""
+  """Waits for a process to print a line that starts so."""
   seen = any(printed.startswith(line) for printed in process.stdout)
   assert seen, (f'never printed {line!r}', process.stderr.read())
 
 
 class Processes:
-  """Commands that are one run, as processes on this machine."""
+  """Processes on this machine that together are one run."""
 
   def __init__(self, *commands):
     with socket.socket() as free:
@@ -88,13 +140,13 @@ class Processes:
     ]
 
   def until(self, line):
-    """Waits for the first process to print such a line."""
+    """Waits for the first process to print a line that starts so."""
     seen = any(printed.startswith(line) for printed in self.all[0].stdout)
     assert seen, (f'never printed {line!r}', self.ended())
 
   def ended(self):
-    """Of each: (exit code, output that is left, what it told as an error)."""
-    told = []
+    """(exit code, rest of stdout, stderr) of each, once all have ended."""
+    ended = []
     for process in self.all:
       try:
         out, errors = process.communicate(timeout=300)
@@ -102,24 +154,26 @@ class Processes:
         for other in self.all:
           other.kill()
         raise
-      told.append((process.returncode, out, errors))
-    return told
+      ended.append((process.returncode, out, errors))
+    return ended
 
 
 def succeed(workdir, *flags, **kwargs):
+  """What a run prints, as a process that must end with exit code 0."""
   done = main(workdir, *flags, **kwargs)
   assert done.returncode == 0, done.stderr
   return done.stdout
 
 
 def fail(workdir, *flags, **kwargs):
-  """The one message of a command that must give up with exit code 2."""
-  done = main(workdir, *flags, **kwargs)
-  assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
-  told = [n for n in done.stderr.splitlines() if n.startswith('error: ')]
-  assert len(told) == 1, done.stderr
-  assert 'Traceback' not in done.stderr
-  return told[0]
+  """The one error message of a run that must end with exit code 2; it runs in
+  this process."""
+  ended = run_here(dnal_jax.main, *command(workdir, *flags, **kwargs)[3:])
+  assert ended.code == 2, ended
+  messages = [n for n in ended.err.splitlines() if n.startswith('error: ')]
+  assert len(messages) == 1, ended.err
+  assert 'Traceback' not in ended.err
+  return messages[0]
 
 
 def result(workdir):
@@ -138,7 +192,7 @@ def metrics(workdir):
 
 
 def assert_same(a, b):
-  """Two runs left the same, byte for byte, times apart."""
+  """Asserts that two runs left the same files, byte for byte, times apart."""
   assert result(a) == result(b)
   assert metrics(a) == metrics(b)
   for file in ('architecture.json', 'model/variables.safetensors'):

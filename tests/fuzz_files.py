@@ -1,10 +1,11 @@
-"""Damaged files by the thousand: each is read as what it says, or refused.
+"""Reads mutated files; each must be read as what it says, or refused.
 
 python tests/fuzz_files.py ARCHITECTURES WEIGHTS FOLDER
 
-Prints, as JSON, how many were read, the longest time of one (on the wall, and
-of the CPU, which others that use it do not lengthen), and the peak of memory.
-The same files every time.
+reads so many mutations of architecture.json and of the weights, the same ones
+every time. Prints as JSON how many were read, the longest time of one (wall
+clock, and CPU time, which other processes do not lengthen), and the peak of
+memory.
 """
 
 import collections
@@ -18,20 +19,21 @@ import resource
 import sys
 import time
 
+from flax.core import FrozenDict
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
-from strangers import LOGITS, UP, VALID, joined, make, split
+from untrusted import LOGITS, UP, VALID, joined, make, split
 
 import dnal_jax
-from dnal_jax import errors, trees
+from dnal_jax import errors, models, trees
 from dnal_jax.workdir import architecture, json_files, weights
 
-ADDRESSES = 2**30  # that may be asked for beyond those of the libraries
+ADDRESSES = 2**30  # bytes of address space beyond those of the libraries
 CLOCKS = time.perf_counter, time.process_time
-_LOADED = 200  # architectures that are held against the weights, too
+_LOADED = 200  # architectures that are loaded with the weights, too
 
-# What stands in a file of ours, what nearly does, and what should not.
+# Valid values, nearly valid ones, and others.
 PLAUSIBLE = (
   *('vgg7_digits', 'resnet8_digits', 'mobilenet_v2', UP, '', 'x' * 1000),
   *(0, 1, 2, 8, 10, 16, 31, 32, 64, 1000, 1024, 1025, 100_000, -1),
@@ -55,8 +57,8 @@ anything = st.recursive(
   max_leaves=8,
 )
 
-# What may stand under a key, so that some files are to be read; few networks,
-# since each is walked over.
+# Valid values of a key, so that some files can be read. There are few networks,
+# since each is traced.
 FITTING = {
   'schema_version': st.just(1),
   'name': st.just('vgg7_digits'),
@@ -71,7 +73,7 @@ FITTING = {
 
 
 class Fuzz:
-  """Counts, and the folder whose files are replaced."""
+  """Replaces the files of a folder, reads them, and counts."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
@@ -79,15 +81,15 @@ class Fuzz:
     self.slowest = collections.Counter()  # seconds of one file
 
   def timed(self, call, *args):
-    """What the call returns; None if it refuses, as it should."""
+    """The call's result; None if it refuses the file in a proper message."""
     started = {clock: clock() for clock in CLOCKS}
     try:
       return call(*args)
     except errors.UserError as error:
-      told = str(error)
-      assert str(self.folder) in told, told
-      assert len(told) < 1000, told
-      assert told.isprintable(), told
+      message = str(error)
+      assert str(self.folder) in message, message
+      assert len(message) < 1000, message
+      assert message.isprintable(), message
       return None
     finally:
       for clock, then in started.items():
@@ -104,11 +106,11 @@ class Fuzz:
     self.count['architectures_read'] += 1
     net, image_shape = found
     says = json.loads(content)
-    full = architecture.models.get(says['network']['name'])
+    full = models.get(says['network']['name'])
     spec = {k: says['network'][k] for k in ('classes', 'width')}
     keep = {gate: tuple(ids) for gate, ids in says['gates'].items()}
     assert type(spec['classes']) is int
-    assert net == full.build(**spec, keep=architecture.layers.FrozenDict(keep))
+    assert net == full.build(**spec, keep=FrozenDict(keep))
     assert list(image_shape) == says['image_shape']
     if self.count['architectures_read'] < _LOADED:
       self.timed(dnal_jax.load, self.folder)
@@ -124,14 +126,14 @@ class Fuzz:
     header.pop('__metadata__', None)
     arrays = trees.flatten(found[1])
     assert header.keys() == arrays.keys()
-    for key, told in header.items():
-      start, end = told['data_offsets']
-      says = np.frombuffer(data[start:end], '<f4').reshape(told['shape'])
+    for key, entry in header.items():
+      start, end = entry['data_offsets']
+      says = np.frombuffer(data[start:end], '<f4').reshape(entry['shape'])
       np.testing.assert_array_equal(arrays[key], says, strict=True)
 
 
 def places(value, above=()):
-  """Paths of all that is inside a value."""
+  """The path of each value inside a value."""
   if isinstance(value, dict | list):
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
     for key, child in pairs:
@@ -140,12 +142,12 @@ def places(value, above=()):
 
 
 def full(unit: bytes) -> bytes:
-  """A list of so many of a thing as a file of JSON may have."""
+  """A JSON list of one element, repeated up to the largest file allowed."""
   return b'[' + unit * ((json_files.MAX_BYTES - 3) // len(unit)) + b'0]'
 
 
 def largest():
-  """What takes the most memory and time, of what is not refused at once."""
+  """The files that take the most memory and time before they are refused."""
   for unit in (b'[],', b'0,', b'"ab",', b'1e5,'):
     yield full(unit)
   yield b'[' + b'{"a":[[[[0]]]]},' * 16_000 + b'0]'
@@ -157,13 +159,13 @@ def largest():
   ):
     network = {'name': name, 'width': 8, 'classes': classes}
     shape = [side, side, 64]
-    whole = {**VALID, 'network': network, 'image_shape': shape}
-    yield json.dumps(whole).encode()
+    value = {**VALID, 'network': network, 'image_shape': shape}
+    yield json.dumps(value).encode()
 
 
 @st.composite
 def documents(draw):
-  """VALID with a few of its parts replaced, dropped, added or given twice."""
+  """VALID with a few of its values replaced, dropped or added."""
   value = copy.deepcopy(VALID)
   for _ in range(draw(st.integers(1, 3))):
     known = list(places(value))
@@ -284,11 +286,11 @@ def main(architectures: int, weight_files: int, folder: pathlib.Path) -> None:
       content = octets(rng, of_weights, most=most)
     fuzz.weights(bytes(content))
 
-  # Not of getrusage, which counts what the parent had at the fork.
+  # getrusage would include the memory of the parent at the fork.
   status = pathlib.Path('/proc/self/status').read_text()
   kilobytes = int(re.search(r'VmHWM:\s+(\d+) kB', status)[1])
-  told = {**fuzz.count, **fuzz.slowest, 'peak_bytes': 1024 * kilobytes}
-  print(json.dumps(told))
+  counts = {**fuzz.count, **fuzz.slowest, 'peak_bytes': 1024 * kilobytes}
+  print(json.dumps(counts))
 
 
 if __name__ == '__main__':

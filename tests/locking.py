@@ -1,11 +1,11 @@
-"""Locks of the dead, and takers of locks at the same moment.
+"""Locks of dead processes, and processes that take locks at the same moment.
 
   python tests/locking.py FOLDER ROUNDS [without]
 
-is a process that takes them. In each round it waits for FOLDER/N.go, tries to
-take FOLDER/N and says 'held' or the refusal; who holds it lets go when
-FOLDER/N.end is there. `without`: as on a file system that has no flock, where
-the later writer is the holder and the others find that when they look.
+takes locks. In each round N it waits for the file FOLDER/N.go, tries to lock
+FOLDER/N, and prints 'held' or the refusal; a holder releases the lock once
+FOLDER/N.end exists. `without`: as on a file system that has no flock, where the
+process that writes last is the holder, and the others find that in `check`.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ import time
 from dnal_jax import errors
 from dnal_jax.workdir import json_files, lock
 
-# What is on another host.
+# Changes to a holder that put it on another host.
 ELSEWHERE = {'machine': 'other', 'host': 'other', 'pid': 7}
 
 
 def leave(workdir, **changes):
-  """The lock.json that a dead process of this machine has left, with changes;
-  its holder."""
+  """Writes the lock.json that a dead process of this machine leaves, with
+  changes; returns its holder."""
   dead = dataclasses.replace(
     lock.Lock(workdir).holder, pid=2**22 + 1, born='1', token='dead'
   )

@@ -1,7 +1,8 @@
-"""What was saved comes back, or is refused; never something else."""
+"""A checkpoint restores exactly what was saved, or is refused."""
 
 import gc
 import itertools
+import json
 import shutil
 import time
 
@@ -11,17 +12,18 @@ import numpy as np
 import pytest
 
 from dnal_jax import errors
+from dnal_jax.training import train_state
 from dnal_jax.workdir.checkpoint import Checkpoints
 from dnal_jax.workdir.run_state import RunState
 
-# Of reads that orbax has begun when another one turns out to fail.
+# Orbax abandons the reads that are under way when one of them fails.
 pytestmark = pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning'
 )
 
 
 def state(seed):
-  """Large enough for its values to have files of their own."""
+  """Arrays that are large enough for tensorstore to give them own files."""
   keys = jax.random.split(jax.random.key(seed), 2)
   return {
     'step': jnp.int32(seed),
@@ -60,7 +62,7 @@ def newest(folder):
     return checkpoints.newest(like)
   finally:
     checkpoints.close()
-    gc.collect()  # now, where the filter below holds
+    gc.collect()  # while the filter above applies
 
 
 def equal(a, b):
@@ -68,18 +70,18 @@ def equal(a, b):
   return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in leaves)
 
 
-def test_what_was_saved_comes_back(saved):
+def test_restores_what_was_saved(saved):
   position, got = newest(saved)
   assert position.keep == {'gate1': (0, 2, 2)}
   assert position.sums == {'loss': 0.2, 'nan': 1e-300}
   assert equal(got, state(2))
 
 
-def test_an_empty_folder_has_none(tmp_path):
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
   assert newest(tmp_path / 'checkpoints') is None
 
 
-def test_the_newest_two_stay_and_the_best_of_the_stage(tmp_path):
+def test_keeps_the_latest_two_and_the_best_of_the_stage(tmp_path):
   folder = tmp_path / 'checkpoints'
   position = RunState()
 
@@ -99,39 +101,41 @@ def test_the_newest_two_stay_and_the_best_of_the_stage(tmp_path):
     checkpoints.close()
     return sorted(int(path.name) for path in folder.iterdir())
 
-  # Steps of an epoch are 33: the best ends at 66.
+  # An epoch has 33 steps, so the best one ends at 66.
   assert save_all(('warmup', [0.5, 0.9, 0.7])) == [66, 67, 99]
   best = {'number': 66, 'stage': 'warmup', 'epoch': 2, 'validation_top1': 0.9}
   assert position.best == best
-  # Of the next stage, whose beginning has a number of its own, at whatever
-  # accuracy; and of equals the later.
+  # The best of the stage before gives way whatever its accuracy. The beginning
+  # of a stage has a number of its own. Of equals the later stays.
   assert save_all(('search', [0.3, 0.3, 0.2])) == [100 + 66, 100 + 67, 199]
   assert position.best['number'] == 166
   assert save_all(('finetune', [0.8, 0.1, 0.2])) == [200 + 33, 267, 299]
 
-  # It is what is left when both of the newest are damaged.
+  # With the latest two damaged, the best is restored.
   for name in ('267', '299'):
     for file in (folder / name).rglob('*'):
       if file.is_file():
         file.write_bytes(file.read_bytes()[:-5])
-  got, whole = newest(folder)
-  assert got.number == 233
-  assert equal(whole, state(233))
+  position, restored = newest(folder)
+  assert position.number == 233
+  assert equal(restored, state(233))
 
 
 @pytest.mark.parametrize(
-  ('its_own', 'kind', 'told'),
+  ('body_fails', 'kind', 'message'),
   [
     (False, errors.Stopped, 'or the clock has jumped'),
-    (True, errors.UserError, 'an error of its own'),
+    (True, errors.UserError, 'the error of the body'),
   ],
 )
-def test_a_clock_that_leaps_during_a_save(
-  its_own, kind, told, saved, tmp_path, monkeypatch
+def test_clock_jumps_during_a_save(
+  body_fails, kind, message, saved, tmp_path, monkeypatch
 ):
-  """Orbax takes it for a disk that hangs; the run may be started again.
+  """Orbax takes it for a disk that does not respond, and the run can be started
+  again.
 
-  What orbax gave up on, it goes on to write: a folder takes one such save.
+  Orbax goes on to write the checkpoint after its timeout, so one folder allows
+  one such save.
   """
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
@@ -144,10 +148,10 @@ def test_a_clock_that_leaps_during_a_save(
     with monkeypatch.context() as patch, Checkpoints(folder) as checkpoints:
       patch.setattr(time, 'time', lambda: now + 86400 * next(days))
       checkpoints.save(state(step + 1), position)
-      if its_own:
-        raise errors.UserError(told)
+      if body_fails:
+        raise errors.UserError(message)
 
-  with pytest.raises(kind, match=told):
+  with pytest.raises(kind, match=message):
     run()
   assert newest(folder)[0].step == step
 
@@ -165,11 +169,11 @@ def damage(file, how, rng):
 
 
 @pytest.mark.parametrize('how', ['flipped', 'cut', 'gone'])
-def test_a_damaged_checkpoint_never_comes_back_as_another(
+def test_a_damaged_checkpoint_never_restores_other_values(
   how, saved, tmp_path, capsys
 ):
-  """Each file of the newest in turn: it comes back as it was saved, where the
-  damage does not matter, or the one before does."""
+  """Damages each file of the newest checkpoint in turn: it restores what was
+  saved, where the damage does not matter, or the one before it is restored."""
   rng = np.random.default_rng(0)
   names = sorted(
     f.relative_to(saved) for f in (saved / '20').rglob('*') if f.is_file()
@@ -183,39 +187,95 @@ def test_a_damaged_checkpoint_never_comes_back_as_another(
     position, got = newest(folder)
     assert position.step in (10, 20), name
     assert equal(got, state(position.step // 10)), name
-    told = capsys.readouterr().out
-    assert (f"'{folder}/20'" in told) == (position.step == 10)
+    printed = capsys.readouterr().out
+    assert (f"'{folder}/20'" in printed) == (position.step == 10)
     if position.step == 10:
       older += 1
-      # The number is free again, and nothing is lost.
+      # Its number is free again, and its files are kept.
       assert not (folder / '20').exists()
       (aside,) = (folder.parent / 'damaged').iterdir()
       assert aside.name.startswith('20-')
   assert older >= 5
 
 
-def test_nothing_whole_is_told(saved, tmp_path):
+def test_all_checkpoints_damaged(saved, tmp_path):
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
   for file in folder.rglob('*'):
     if file.is_file():
       file.write_bytes(file.read_bytes()[:-5])
-  with pytest.raises(errors.UserError) as told:
+  with pytest.raises(errors.UserError) as raised:
     newest(folder)
-  assert f"'{folder}/20'" in str(told.value)
-  assert f"'{folder}/10'" in str(told.value)
-  assert 'start again in another --workdir' in str(told.value)
+  message = str(raised.value)
+  assert f"'{folder}/20'" in message
+  assert f"'{folder}/10'" in message
+  assert 'start again in another --workdir' in message
   assert sorted(f.name for f in folder.iterdir()) == ['10', '20']
 
 
-def test_a_state_of_another_network_is_refused(saved):
-  def wider(position):
-    del position
-    shapes = like(None)
-    shapes['params']['a'] = jax.ShapeDtypeStruct((3, 3, 16, 65), jnp.float32)
-    return shapes
+def wider(position):
+  """Shapes of another network than the one that was saved."""
+  shapes = like(position)
+  shapes['params']['a'] = jax.ShapeDtypeStruct((3, 3, 16, 65), jnp.float32)
+  return shapes
 
-  checkpoints = Checkpoints(saved)
-  with pytest.raises(errors.UserError, match=r"\['a'\] is stored as \[\[3, 3"):
-    checkpoints.newest(wider)
+
+def buggy(position):
+  """A mistake of this package, as `train.py` might make it."""
+  raise TypeError(position.keep)
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'kind', 'message'),
+  [
+    (
+      wider,
+      errors.UserError,
+      r"/20': \['params'\]\['a'\] is stored as \[\[3, 3",
+    ),
+    (buggy, TypeError, 'gate1'),
+    (lambda position: position.shapes, AttributeError, 'shapes'),
+    (lambda position: {}[position.step], KeyError, '20'),
+  ],
+  ids=['shapes', 'TypeError', 'AttributeError', 'KeyError'],
+)
+def test_wrong_shapes_and_bugs_move_no_checkpoint(
+  wrong, kind, message, saved, tmp_path, capsys
+):
+  """They are no damage: the error is raised, and the checkpoints stay."""
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(saved, folder)
+  checkpoints = Checkpoints(folder)
+  with pytest.raises(kind, match=message):
+    checkpoints.newest(wrong)
   checkpoints.close()
+  assert sorted(f.name for f in folder.iterdir()) == ['10', '20']
+  assert [f.name for f in tmp_path.iterdir()] == ['checkpoints']
+  assert 'damaged' not in capsys.readouterr().out
+  assert equal(newest(folder)[1], state(2))
+
+
+def test_gate_logits_are_stored_under_the_name_of_version_1(tmp_path):
+  """Whose train state had them in the field `logits`; a parameter of the same
+  name keeps its own."""
+
+  def begin(value):
+    params = {'gate_logits': jnp.full(2, 2 * value)}
+    return train_state.TrainState(
+      jnp.int32(0), params, {'gate1': jnp.full(3, value)}, {}, ()
+    )
+
+  folder = tmp_path / 'checkpoints'
+  position = RunState()
+  position.begin_stage('warmup', epochs=1, steps=1)
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(begin(1.5), position)
+  stored = json.loads((folder / '0/position/metadata').read_text())
+  assert stored['leaves'].keys() == {
+    *('.step', ".params['gate_logits']", ".logits['gate1']"),
+  }
+  with Checkpoints(folder) as checkpoints:
+    _, restored = checkpoints.newest(
+      lambda position: jax.eval_shape(lambda: begin(0.0))
+    )
+  assert equal(restored, begin(1.5))

@@ -56,7 +56,7 @@ INSIDE = {
   'tpu': {'aot': {'hlo', 'topologies'}, 'topologies': {'environment'}},
   'workdir': {
     'architecture': {'json_files'},
-    'checkpoint': {'run_state'},
+    'checkpoint': {'disk_errors', 'run_state'},
     'layout': {'json_files'},
     'lock': {'json_files', 'layout'},
     'metrics_file': {'json_files'},

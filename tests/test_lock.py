@@ -1,5 +1,6 @@
-"""One run in a folder: real processes, real deaths, and the fall-backs."""
+"""One run per folder: real processes, real deaths, and the fall-backs."""
 
+import dataclasses
 import json
 import os
 import re
@@ -15,25 +16,25 @@ from locking import ELSEWHERE, leave
 import pytest
 
 from dnal_jax import errors
-from dnal_jax.workdir import lock
+from dnal_jax.workdir import json_files, lock
 
 
-def test_second_is_refused_by_name_until_the_first_lets_go(tmp_path):
+def test_second_is_refused_until_the_first_releases(tmp_path):
   workdir = tmp_path / 'run'
   for _ in range(2):  # one after the other, in one process
     with lock.Lock(workdir):
-      with pytest.raises(errors.UserError) as told, lock.Lock(workdir):
+      with pytest.raises(errors.UserError) as raised, lock.Lock(workdir):
         pass
       assert f'process {os.getpid()} on host {socket.gethostname()}' in str(
-        told.value
+        raised.value
       )
     assert not list(workdir.iterdir())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('without', [(), ('without',)], ids=['flock', 'none'])
-def test_of_five_at_the_same_moment_one_has_it(tmp_path, without):
-  """In a new folder and in one that a dead process has left locked."""
+def test_one_of_five_at_the_same_moment_gets_the_lock(tmp_path, without):
+  """In a new folder, and in one that a dead process left locked."""
   rounds = 20 - 12 * len(without)
   taker = (sys.executable, 'tests/locking.py', tmp_path, str(rounds))
   five = [
@@ -52,37 +53,64 @@ def test_of_five_at_the_same_moment_one_has_it(tmp_path, without):
     if n % 2:
       leave(tmp_path / str(n))
     (tmp_path / f'{n}.go').touch()
-    told = []
+    lines = []
     for one in five:
       line = one.stdout.readline()
       while 'taking over' in line:
         line = one.stdout.readline()
-      told.append(line.strip())
-    assert told.count('held') == 1, told
-    # Without the kernel's lock, one may be refused for who is refused later.
-    winner = r'\d+' if without else five[told.index('held')].pid
-    told.remove('held')
-    assert all(re.search(f'process {winner} on host', line) for line in told), (
-      told
-    )
+      lines.append(line.strip())
+    assert lines.count('held') == 1, lines
+    # Without the kernel's lock, a refusal may name one that is refused later.
+    winner = r'\d+' if without else five[lines.index('held')].pid
+    lines.remove('held')
+    for line in lines:
+      assert re.search(f'process {winner} on host', line), lines
     (tmp_path / f'{n}.end').touch()
   assert [one.wait(timeout=60) for one in five] == [0] * 5
   for one in five:
     one.stdout.close()
 
 
-def test_dead_process_of_this_machine_is_succeeded_at_once(tmp_path, capsys):
+def test_dead_process_of_this_machine_is_replaced_at_once(tmp_path, capsys):
   before = leave(tmp_path)
   with lock.Lock(tmp_path) as held:
     assert lock.holder(tmp_path) == held.holder != before
-  told = capsys.readouterr().out
-  assert f'process {before.pid} on host {socket.gethostname()}' in told
-  assert 'taking over' in told
+  printed = capsys.readouterr().out
+  assert f'process {before.pid} on host {socket.gethostname()}' in printed
+  assert 'taking over' in printed
 
 
-def test_process_is_known_by_its_number_and_its_start(tmp_path, monkeypatch):
-  """Where the kernel's lock says nothing: a later process with the number of
-  the dead one is not it, and neither is one that has ended."""
+def test_lock_of_the_first_version_is_honoured(tmp_path, monkeypatch):
+  """It has the key `heard` for the heartbeat."""
+  monkeypatch.setattr('fcntl.flock', no_flock)
+  monkeypatch.setattr(lock, 'STALE_SECONDS', 20.0)
+
+  def leave_old(heard, **changes):
+    holder = dataclasses.replace(lock.Lock(tmp_path).holder, **changes)
+    value = {**dataclasses.asdict(holder), 'heard': heard}
+    del value['heartbeat']
+    json_files.write_json(tmp_path / 'lock.json', value, part='test')
+
+  now = lock._now('microseconds')
+  leave_old(now)
+  assert 0 <= lock.holder(tmp_path).seconds_since_heartbeat() < 20
+  with pytest.raises(errors.UserError, match=f'process {os.getpid()} on host'):
+    lock.Lock(tmp_path).__enter__()
+  # On another machine it may be alive, and shows so by its next heartbeat.
+  leave_old(now, **ELSEWHERE)
+  later = '2000-01-01T00:00:00.000001+00:00'
+  timer = threading.Timer(0.5, leave_old, (later,), ELSEWHERE)
+  timer.start()
+  with pytest.raises(errors.UserError, match='process 7 on host other'):
+    lock.Lock(tmp_path).__enter__()
+  timer.join()
+
+
+def test_process_is_identified_by_its_number_and_its_start(
+  tmp_path, monkeypatch
+):
+  """Without the kernel's lock: a later process that has the number of the dead
+  one is not the holder, and neither is a zombie."""
   child = subprocess.Popen(('sleep', '60'))
   born = lock._born(child.pid)
   monkeypatch.setattr('fcntl.flock', no_flock)
@@ -104,22 +132,28 @@ def no_flock(*arguments):
   raise OSError('no flock here')
 
 
-def test_other_host_that_is_silent_is_succeeded(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(lock, 'STALE', 0.5)
+def test_stale_holder_on_another_host_is_replaced(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(lock, 'STALE_SECONDS', 0.5)
   leave(tmp_path, **ELSEWHERE)
   started = time.monotonic()
   with lock.Lock(tmp_path) as held:
     assert time.monotonic() - started >= 0.5
     assert lock.holder(tmp_path) == held.holder
-  told = capsys.readouterr().out
-  assert 'may be in use by process 7 on host other' in told
-  assert 'which is dead: taking over' in told
+  printed = capsys.readouterr().out
+  assert 'may be in use by process 7 on host other' in printed
+  assert 'which is dead: taking over' in printed
 
 
-def test_other_host_that_is_heard_of_is_not(tmp_path, monkeypatch):
-  monkeypatch.setattr(lock, 'STALE', 20.0)
+def test_holder_with_a_heartbeat_on_another_host_is_not_replaced(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(lock, 'STALE_SECONDS', 20.0)
   leave(tmp_path, **ELSEWHERE)
-  later = {'heard': '2000-01-01T00:00:00.000001+00:00'}  # its clock is wrong
+  later = {
+    'heartbeat': '2000-01-01T00:00:00.000001+00:00'
+  }  # its clock is wrong
   timer = threading.Timer(0.5, leave, (tmp_path,), {**ELSEWHERE, **later})
   timer.start()
   with pytest.raises(errors.UserError, match='process 7 on host other'):
@@ -128,8 +162,10 @@ def test_other_host_that_is_heard_of_is_not(tmp_path, monkeypatch):
   assert lock.holder(tmp_path).token == 'dead'
 
 
-def test_other_host_may_let_go_meanwhile(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(lock, 'STALE', 20.0)
+def test_holder_on_another_host_may_release_meanwhile(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(lock, 'STALE_SECONDS', 20.0)
   leave(tmp_path, **ELSEWHERE)
   timer = threading.Timer(0.5, (tmp_path / 'lock.json').unlink)
   timer.start()
@@ -139,18 +175,18 @@ def test_other_host_may_let_go_meanwhile(tmp_path, monkeypatch, capsys):
   assert 'taking over' not in capsys.readouterr().out
 
 
-def test_holder_is_heard_of_until_another_takes_over(tmp_path, monkeypatch):
-  monkeypatch.setattr(lock, '_BEAT', 0.02)
+def test_heartbeats_until_another_process_takes_over(tmp_path, monkeypatch):
+  monkeypatch.setattr(lock, '_HEARTBEAT_SECONDS', 0.02)
   with lock.Lock(tmp_path) as held:
-    heard = {lock.holder(tmp_path).heard}
+    heartbeats = {lock.holder(tmp_path).heartbeat}
     end = time.monotonic() + 20
-    while len(heard) < 3 and time.monotonic() < end:
-      heard.add(lock.holder(tmp_path).heard)
-    assert len(heard) >= 3
+    while len(heartbeats) < 3 and time.monotonic() < end:
+      heartbeats.add(lock.holder(tmp_path).heartbeat)
+    assert len(heartbeats) >= 3
     held.check()
     taken = leave(tmp_path, **ELSEWHERE)
     time.sleep(0.2)
-    if lock.holder(tmp_path) != taken:  # it was just writing
+    if lock.holder(tmp_path) != taken:  # a heartbeat was being written
       taken = leave(tmp_path, **ELSEWHERE)
     with pytest.raises(errors.UserError, match='taken over by process 7 on'):
       held.check()
@@ -159,8 +195,10 @@ def test_holder_is_heard_of_until_another_takes_over(tmp_path, monkeypatch):
   assert lock.holder(tmp_path) == taken
 
 
-@pytest.mark.parametrize('content', ['', '{', '[1]', '{"pid": 3}', '"text"'])
-def test_damaged_file_is_no_holder(tmp_path, content):
+@pytest.mark.parametrize(
+  'content', ['', '{', '[1]', '{"pid": 3}', '"text"', '"heard"', '7']
+)
+def test_damaged_file_names_no_holder(tmp_path, content):
   (tmp_path / 'lock.json').write_text(content)
   assert lock.holder(tmp_path) is None
   with lock.Lock(tmp_path) as held:
@@ -177,13 +215,13 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_second_run_is_refused_and_a_killed_one_succeeded(tmp_path):
+def test_second_run_is_refused_and_a_killed_one_replaced(tmp_path):
   workdir = tmp_path / 'run'
   first = start(workdir, *LONG)
   until(first, 'warmup 1/')
-  told = fail(workdir, *LONG)
-  assert f'is in use by process {first.pid} on host' in told
-  assert socket.gethostname() in told
+  message = fail(workdir, *LONG)
+  assert f'is in use by process {first.pid} on host' in message
+  assert socket.gethostname() in message
   first.kill()
   first.communicate()
 
@@ -196,8 +234,8 @@ def test_second_run_is_refused_and_a_killed_one_succeeded(tmp_path):
   assert not (workdir / 'lock.json').exists()
 
 
-@pytest.mark.slow
-def test_of_five_commands_at_once_one_runs(tmp_path):
+@pytest.mark.long
+def test_one_of_five_commands_at_once_runs(tmp_path):
   workdir = tmp_path / 'run'
   five = [start(workdir, *LONG) for _ in range(5)]
   while sum(one.poll() is None for one in five) > 1:
@@ -206,17 +244,18 @@ def test_of_five_commands_at_once_one_runs(tmp_path):
   until(runs, 'warmup 2/')
   runs.send_signal(signal.SIGTERM)
   for one in five:
-    _, told = one.communicate(timeout=120)
-    assert one.returncode == (75 if one is runs else 2), told
+    _, printed = one.communicate(timeout=120)
+    assert one.returncode == (75 if one is runs else 2), printed
     if one is not runs:
-      assert f'in use by process {runs.pid} on host' in told
-      assert 'Traceback' not in told
+      assert f'in use by process {runs.pid} on host' in printed
+      assert 'Traceback' not in printed
 
 
 TWICE = """
 import pathlib, sys, threading, time
 from configs import quickstart
-from dnal_jax import errors, settings, train
+from dnal_jax import errors, train
+from dnal_jax.config import parse_config
 
 config = quickstart.get_config()
 for stage, epochs in (('warmup', 1), ('search', 2), ('finetune', 1)):
@@ -225,7 +264,7 @@ config = config.to_dict()
 folder = pathlib.Path(sys.argv[1])
 
 def run(name):
-  return train.run(settings.parse(config), config, folder / name)
+  return train.run(parse_config(config), config, folder / name)
 
 one = threading.Thread(target=run, args=('run',))
 one.start()
@@ -241,7 +280,7 @@ run('again')
 
 
 @pytest.mark.slow
-def test_one_process_runs_one_after_the_other_but_not_both(tmp_path):
+def test_one_process_can_run_again_but_not_twice_at_once(tmp_path):
   done = subprocess.run(
     (sys.executable, '-c', TWICE, tmp_path),
     cwd=ROOT,
@@ -256,40 +295,41 @@ def test_one_process_runs_one_after_the_other_but_not_both(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_taken_over_ends_without_writing(tmp_path):
-  """As a machine that was suspended finds another at work."""
+def test_a_run_that_is_taken_over_ends_without_writing(tmp_path):
+  """A machine that was suspended may find that another has taken over."""
   workdir = tmp_path / 'run'
   first = start(workdir, *LONG)
   until(first, 'warmup 1/')
   leave(workdir, **ELSEWHERE)
-  _, told = first.communicate(timeout=120)
+  _, printed = first.communicate(timeout=120)
   assert first.returncode == 2
-  assert 'was taken over by process 7 on host other' in told
+  assert 'was taken over by process 7 on host other' in printed
   assert lock.holder(workdir).token == 'dead'
   assert json.loads((workdir / 'status.json').read_text())['state'] == 'running'
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_one_run_are_both_refused(tmp_path):
-  """With the same message: neither waits for the other, or lost it."""
+def test_both_processes_of_one_run_are_refused(tmp_path):
+  """With the same message; neither waits for the other or reports it lost."""
   workdir = tmp_path / 'run'
   with lock.Lock(workdir):
-    for code, _, told in Processes(*[command(workdir)] * 2).ended():
+    for code, _, printed in Processes(*[command(workdir)] * 2).ended():
       assert code == 2
-      assert f'in use by process {os.getpid()} on host' in told
+      assert f'in use by process {os.getpid()} on host' in printed
 
 
 IMPATIENT = """
 import runpy
-from dnal_jax import lock
-lock.STALE = 40.0
+from dnal_jax.workdir import lock
+lock.STALE_SECONDS = 40.0
 runpy.run_module('dnal_jax.main', run_name='__main__', alter_sys=True)
 """
 
 
-@pytest.mark.slow
-def test_two_processes_wait_for_another_host_together(tmp_path):
-  """For longer than the 30 s in which a process must answer the others."""
+@pytest.mark.long
+def test_both_processes_of_one_run_wait_for_another_host(tmp_path):
+  """For longer than the 30 s after which a process that does not answer the
+  others counts as lost."""
   workdir = tmp_path / 'run'
   leave(workdir, **ELSEWHERE)
   python, _, _, *flags = command(workdir, *LONG)

@@ -108,7 +108,7 @@ def test_tensorboard_gets_scalars_and_gate_histograms(tmp_path):
   ]
 
 
-def test_closing_table_says_what_was_not_measured():
+def test_closing_table_shows_what_was_measured_alone():
   counts = {
     'params': 10,
     'macs': 20,
@@ -127,11 +127,14 @@ def test_closing_table_says_what_was_not_measured():
     'test_top1': 0.25,
     'test_top5': None,
   }
+  check = 'equivalence check, pruned vs. masked model'
   lines = result_file.closing_table(result).splitlines()
   assert not any('warmup' in line for line in lines)
   assert 'test top-5                       -' in lines
   assert 'test top-1                  25.00%' in lines
-  assert not any('cut against' in line or 'ratio' in line for line in lines[3:])
+  assert not any(check in line or 'ratio' in line for line in lines[3:])
   half = {key: value // 2 for key, value in counts.items()}
-  learned = result_file.closing_table({**result, 'learned': half})
-  assert learned.count('2.0x') == 4
+  learned = {**result, 'learned': half, 'compact_max_abs_diff': 4.76e-6}
+  table = result_file.closing_table(learned)
+  assert table.count('2.0x') == 4
+  assert table.splitlines()[-1] == f'{check}: max abs logit difference 4.8e-06'

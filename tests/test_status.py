@@ -1,14 +1,12 @@
-"""Where a run is, told by its folder: while it runs, and however it ended."""
+"""status.json and its command: while a run goes on, and however it ended."""
 
 import itertools
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
 
-from commands import LONG, ROOT, SHORT, command, start, succeed, until
+from commands import LONG, SHORT, fail, run_here, start, succeed, until
 from locking import ELSEWHERE, leave
 import pytest
 
@@ -18,21 +16,12 @@ from dnal_jax.config import parse_config
 from dnal_jax.workdir import json_files, lock, status_file
 
 
-def ask(*arguments):
-  return subprocess.run(
-    (sys.executable, '-m', 'dnal_jax.status', *map(str, arguments)),
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-
-
-def told(workdir):
-  """(what people read, what programs do) of one folder."""
-  text, value = ask(workdir), ask(workdir, '--json')
-  assert (text.returncode, value.returncode) == (0, 0), text.stderr
-  return text.stdout, json.loads(value.stdout)
+def shown(workdir):
+  """(text, parsed JSON) that the command prints for one folder."""
+  text = run_here(status, workdir)
+  value = run_here(status, workdir, '--json')
+  assert (text.code, value.code) == (0, 0), text.err
+  return text.out, json.loads(value.out)
 
 
 @pytest.mark.slow
@@ -40,12 +29,14 @@ def test_running_stopped_killed_and_finished(tmp_path):
   workdir = tmp_path / 'run'
   run = start(workdir, *LONG)
   until(run, 'warmup 9/')
-  text, value = told(workdir)
+  text, value = shown(workdir)
   who = f'process {run.pid} on host {socket.gethostname()}'
   assert text.startswith(f'{workdir}: running, {who}\n')
   assert 'warmup, 1 of 3: epoch ' in text
   assert '(estimates)' in text
-  assert set(value) == status_file.KEYS | {'workdir', 'now', 'heard'}
+  assert set(value) == status_file.KEYS | {
+    *('workdir', 'now', 'seconds_since_heartbeat'),
+  }
   assert value['now'] == value['state'] == 'running'
   assert value['pid'] == run.pid
   assert value['step'] == value['run_step'] >= 8 * 17
@@ -59,29 +50,29 @@ def test_running_stopped_killed_and_finished(tmp_path):
 
   run.send_signal(signal.SIGTERM)
   run.communicate(timeout=120)
-  text, value = told(workdir)
+  text, value = shown(workdir)
   assert value['now'] == value['state'] == 'stopped'
   assert 'the same command goes on from there' in text
   assert 'left' not in text
-  # What was saved is what is told of: on stopping, all that was done.
+  # A stopped run has saved all of its steps.
   assert value['checkpoint']['number'] == value['run_step']
 
   run = start(workdir, *LONG)
   until(run, 'warmup ')
   run.kill()
   run.communicate()
-  text, value = told(workdir)
+  text, value = shown(workdir)
   gone = f'process {run.pid} on host {socket.gethostname()} is gone'
   assert f'not running ({gone}); the same command goes on' in text
   assert (value['now'], value['state']) == ('not running', 'running')
 
   short = tmp_path / 'short'
   succeed(short, *SHORT)
-  text, value = told(short)
+  text, value = shown(short)
   assert text.startswith(f'{short}: finished\n')
   assert value['run_step'] == value['run_steps'] == 4 * 17
   assert value['seconds_left'] == {'stage': 0.0, 'run': 0.0}
-  lines = ask(workdir, short).stdout.splitlines()
+  lines = run_here(status, workdir, short).out.splitlines()
   assert lines[0].split()[:3] == ['now', 'stage', 'epoch']
   assert lines[1].startswith(f'{workdir} ')
   assert ' not running  warmup 1/3 ' in lines[1]
@@ -91,20 +82,16 @@ def test_running_stopped_killed_and_finished(tmp_path):
 
 
 @pytest.mark.slow
-def test_failed_run_tells_why_and_two_folders_at_once(tmp_path):
+def test_failed_run_says_why_and_a_missing_one_is_an_error(tmp_path):
   workdir = tmp_path / 'run'
-  flag = '--config.stages.warmup.train.weights.lr.base=1e30'
-  done = subprocess.run(
-    command(workdir, flag), cwd=ROOT, capture_output=True, check=False
-  )
-  assert done.returncode == 2
-  text, value = told(workdir)
+  fail(workdir, '--config.stages.warmup.train.weights.lr.base=1e30')
+  text, value = shown(workdir)
   assert value['now'] == 'failed'
   assert 'failed: the loss is nan, not finite in stage' in text
-  asked = ask(workdir, tmp_path / 'none')
-  assert asked.returncode == 2
-  assert 'failed' in asked.stdout
-  assert f"no run in '{tmp_path}/none'" in asked.stderr
+  both = run_here(status, workdir, tmp_path / 'none')
+  assert both.code == 2
+  assert 'failed' in both.out
+  assert f"no run in '{tmp_path}/none'" in both.err
 
 
 def test_no_run_is_one_message(tmp_path):
@@ -112,13 +99,13 @@ def test_no_run_is_one_message(tmp_path):
     ((tmp_path,), f"no run in '{tmp_path}'"),
     ((), 'name the folder of a run'),
   ):
-    asked = ask(*arguments)
-    assert asked.returncode == 2
-    (line,) = asked.stderr.splitlines()
+    ended = run_here(status, *arguments)
+    assert ended.code == 2
+    (line,) = ended.err.splitlines()
     assert line.startswith(f'error: {message}')
-    assert not asked.stdout
+    assert not ended.out
   (tmp_path / 'status.json').write_text('{"state": "running"}')
-  with pytest.raises(errors.UserError, match=r'not a status\.json of ours'):
+  with pytest.raises(errors.UserError, match=r'lacks keys of a status\.json'):
     status.read(tmp_path)
 
 
@@ -128,13 +115,13 @@ METRICS = {'loss': 32.0}
 
 @pytest.fixture
 def clock(monkeypatch):
-  """Seconds that pass when a test says so."""
+  """A performance counter that a test advances."""
   now = [0.0]
   monkeypatch.setattr(time, 'perf_counter', lambda: now[0])
   return now
 
 
-def test_figures_are_those_of_the_steps_that_were_measured(tmp_path, clock):
+def test_speed_is_that_of_the_steps_that_were_measured(tmp_path, clock):
   """Batches of 64; 10, 10 and 30 epochs of 17 steps."""
   with (
     lock.Lock(tmp_path) as held,
@@ -167,10 +154,10 @@ def test_figures_are_those_of_the_steps_that_were_measured(tmp_path, clock):
   assert status.read(tmp_path)['now'] == 'finished'
 
 
-def test_writing_takes_a_hundredth_of_the_time_at_most(
+def test_writing_takes_at_most_a_hundredth_of_the_time(
   tmp_path, clock, monkeypatch
 ):
-  """Where a file takes half a second, and an epoch three."""
+  """Where writing a file takes half a second, and an epoch three seconds."""
   written = []
 
   def slowly(*arguments, **kwargs):
@@ -194,7 +181,7 @@ def test_writing_takes_a_hundredth_of_the_time_at_most(
   assert min(gaps) >= 0.5 / 0.01
 
 
-def test_what_cannot_be_written_is_told_once(tmp_path, capsys):
+def test_warns_once_if_it_cannot_be_written(tmp_path, capsys):
   (tmp_path / 'status.json').mkdir()
   with (
     lock.Lock(tmp_path) as held,
@@ -202,13 +189,13 @@ def test_what_cannot_be_written_is_told_once(tmp_path, capsys):
   ):
     for stage in range(3):
       run.stage(stage, 0)
-  told = capsys.readouterr().err
-  assert told.count('warning: ') == 1
-  assert 'cannot be written' in told
-  assert 'the run goes on' in told
+  printed = capsys.readouterr().err
+  assert printed.count('warning: ') == 1
+  assert 'cannot be written' in printed
+  assert 'the run goes on' in printed
 
 
-def test_one_on_another_host_is_heard_of_or_not(tmp_path):
+def test_run_on_another_host_is_running_or_stale(tmp_path):
   with (
     lock.Lock(tmp_path) as held,
     status_file.StatusFile(PARSED, tmp_path, held, 17) as run,
@@ -216,18 +203,19 @@ def test_one_on_another_host_is_heard_of_or_not(tmp_path):
     run.stage(0, 0)
     value = json_files.read_json(tmp_path / 'status.json')
   json_files.write_json(tmp_path / 'status.json', {**value, 'host': 'other'})
-  leave(tmp_path, **ELSEWHERE, heard=lock._now('microseconds'))
+  leave(tmp_path, **ELSEWHERE, heartbeat=lock._now('microseconds'))
   row = status.read(tmp_path)
   assert row['now'] == 'running'
-  assert row['heard'] < 60
-  assert 'on host other, heard of ' in status.text(row)
-  leave(tmp_path, **ELSEWHERE, heard='2000-01-01T00:00:00.000000+00:00')
+  assert 0 <= row['seconds_since_heartbeat'] < 60
+  assert 'on host other, last heartbeat ' in status.text(row)
+  leave(tmp_path, **ELSEWHERE, heartbeat='2000-01-01T00:00:00.000000+00:00')
   row = status.read(tmp_path)
-  assert row['now'] == 'not heard of'
-  assert 'if it is dead, the same command' in status.text(row)
+  assert row['now'] == 'stale'
+  assert 'no heartbeat of process' in status.text(row)
+  assert 'if it is dead, the same command goes on' in status.text(row)
 
 
-def test_who_was_taken_over_leaves_the_file_alone(tmp_path):
+def test_a_run_that_is_taken_over_leaves_the_file_alone(tmp_path):
   path = tmp_path / 'status.json'
 
   def taken_over():

@@ -1,11 +1,12 @@
-"""Devices side by side, each with its share of every batch.
+"""Data parallelism: each device has its share of every batch.
 
-There is one mesh, of one axis, over all devices of all hosts: JAX's current
-one (`jax.set_mesh`), so that nothing needs to be handed down to layers. Without
-one, or on a single device, everything here is the identity. What trains is the
-same on all devices; sums over a batch, gradients and the statistics of
-BatchNorm among them, are those of the global batch, because under `jit` a sum
-is a sum wherever its terms lie (XLA inserts the all-reduces).
+There is one mesh of one axis over all devices of all hosts. It is JAX's current
+mesh (`jax.set_mesh`), so layers need not be passed one. Without a mesh, or on a
+single device, everything here is the identity. The train state is replicated.
+Sums over a batch, among them gradients and the statistics of BatchNorm, are
+over the global batch: under `jit` XLA inserts the all-reduces.
+
+Axes: B batch (global, unless a docstring says otherwise).
 """
 
 from collections.abc import Callable
@@ -23,75 +24,76 @@ BATCH_SHARDED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 
 
 def make_mesh(devices: Any = None) -> jax.sharding.Mesh:
-  """The mesh of these devices; None: of all that there are."""
+  """The mesh of these devices; of all devices if None."""
   n = len(jax.devices() if devices is None else devices)
   return jax.make_mesh((n,), (AXIS,), (AxisType.Auto,), devices=devices)
 
 
 def single_device() -> AbstractContextManager:
-  """A context in which this host computes on its own, on its first device."""
+  """A context in which this host computes alone, on its first device."""
   return jax.set_mesh(make_mesh(jax.local_devices()[:1]))
 
 
 def device_count() -> int:
-  """Devices of the current mesh; 1 without one."""
+  """The number of devices in the current mesh; 1 without one."""
   return max(1, jax.sharding.get_abstract_mesh().size)
 
 
 def check_divisible(key: str, batch: int, parts: int = 1) -> None:
-  """Raises UserError unless the devices can share each part of such batches
-  evenly."""
+  """Raises UserError unless each of `parts` parts of a batch divides evenly
+  among the devices."""
   unit = device_count() * parts
   if batch % unit:
-    told = f' in {parts} parts' if parts > 1 else ''
+    in_parts = f' in {parts} parts' if parts > 1 else ''
     raise errors.UserError(
       f'{key} is {batch}, which {device_count()} devices cannot share'
-      f' evenly{told}; make it a multiple of {unit}'
+      f' evenly{in_parts}; make it a multiple of {unit}'
     )
 
 
 def batch_sharded(tree: Any) -> Any:
-  """Inside of `jit`: arrays [B, ...] of which each device has its rows.
+  """Inside `jit`: arrays [B, ...], sharded over the devices by rows.
 
-  A batch that the devices cannot share evenly is on all of them.
+  A batch that does not divide evenly is replicated.
   """
   return _constrain(tree, BATCH_SHARDED)
 
 
 def replicated(tree: Any) -> Any:
-  """Inside of `jit`: arrays that every device has as a whole."""
+  """Inside `jit`: the same arrays, replicated on every device."""
   return _constrain(tree, REPLICATED)
 
 
 def put_batch_sharded(tree: Any) -> Any:
-  """Arrays of a batch on the devices, from this host's rows (numpy)."""
+  """Global arrays [B, ...] from this host's rows (numpy)."""
   return _put(tree, BATCH_SHARDED)
 
 
 def put_replicated(tree: Any) -> Any:
-  """Arrays on every device, from the same values on every host (numpy)."""
+  """Replicated arrays from values (numpy) that are equal on every host."""
   return _put(tree, REPLICATED)
 
 
 def any_process(value: bool) -> jax.typing.ArrayLike:
-  """Whether it is true on any host; every host must ask as often."""
+  """Whether `value` is true on any host. All hosts must call it equally
+  often."""
   if jax.process_count() == 1:
     return value
   return _any(put_batch_sharded(np.full(jax.local_device_count(), value)))
 
 
 def jit_replicated(function: Callable[..., Any]) -> Callable[..., Any]:
-  """`jax.jit`, with results that every device has as a whole."""
+  """`jax.jit` with replicated results."""
   return jax.jit(lambda *args: replicated(function(*args)))
 
 
 def replicated_shapes(tree: Any) -> Any:
-  """Shapes and dtypes, on every device as a whole, as restoring wants them."""
+  """Shapes and dtypes of a tree, with a replicated sharding."""
   return _like(tree, REPLICATED)
 
 
 def batch_sharded_shapes(tree: Any) -> Any:
-  """Shapes and dtypes of arrays of a batch, as `put_rows` places them."""
+  """Shapes and dtypes of a tree [B, ...], sharded as by `put_batch_sharded`."""
   return _like(tree, BATCH_SHARDED)
 
 

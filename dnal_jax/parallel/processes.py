@@ -1,7 +1,7 @@
-"""Processes that train as one: joining them, and exchanging values.
+"""Multi-process runs: joining the processes, and exchanging values.
 
-Every process runs the same program over the devices of all (`mesh.py`); the
-primary one alone writes files and prints.
+Every process runs the same program over the devices of all (`mesh.py`). The
+primary process, number 0, alone writes files and prints.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,13 +24,14 @@ from dnal_jax import errors
 
 T = TypeVar('T')
 
-# A process that has not been heard of for so long is taken for dead.
-_HEARTBEAT_SECONDS = 30
+# Time without a heartbeat after which JAX takes a process for dead.
+_HEARTBEAT_TIMEOUT = 30  # seconds
 
-_kept: list[Any] = []  # callbacks of C, which does not keep them alive
+_c_callbacks: list[Any] = []  # C code does not keep them alive
 
-# What errors say that come of another process's death; JAX has no type for it.
-_OF_LOSS = re.compile(
+# Messages of errors that follow from the death of another process; JAX has no
+# type for them.
+_LOST_PROCESS = re.compile(
   r'gloo|nccl|connection (closed|reset|refused)|unavailable|deadline_exceeded'
   r'|aborted|coordination service|heartbeat',
   re.IGNORECASE,
@@ -44,22 +45,20 @@ def join(
   num_processes: int | None,
   process_id: int | None,
 ) -> None:
-  """Makes this process one of several, before JAX is used for anything else.
+  """Joins the processes of the run; to be called before JAX is used.
 
-  `how` is 'auto', 'on' or 'off'. 'auto' does so if there are others: told by
-  the arguments, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID, by Slurm, by Open MPI, or by a Cloud TPU slice's list of
-  workers. 'on' leaves it to JAX to find them, and fails if it finds none.
-  Processes that are not the first print errors only.
+  `how` is 'auto', 'on' or 'off'. 'auto' joins if an argument is given or the
+  environment names other processes (`is_cluster`). 'on' joins in any case, and
+  leaves it to JAX to find the others. Afterwards only the primary process
+  prints to stdout.
 
   Raises:
-    UserError: the arguments do not fit, or the others cannot be reached.
+    UserError: the arguments contradict `how`, or the others cannot be reached.
   """
-  told = coordinator_address, num_processes, process_id
-  if how == 'off' or (
-    how == 'auto' and told == (None,) * 3 and not is_cluster()
-  ):
-    if told != (None,) * 3:
+  arguments = coordinator_address, num_processes, process_id
+  given = arguments != (None,) * 3
+  if how == 'off' or (how == 'auto' and not given and not is_cluster()):
+    if given:
       raise errors.UserError(
         '--distributed=off, but others are named by --coordinator_address,'
         ' --num_processes or --process_id; drop one of the two'
@@ -70,14 +69,14 @@ def join(
   )
   num_processes = _number('JAX_NUM_PROCESSES', num_processes)
   process_id = _number('JAX_PROCESS_ID', process_id)
-  # Stopping is agreed on below, for one process and for many alike.
+  # `StopSignal` handles SIGTERM, for one process and for many alike.
   jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
       coordinator_address,
       num_processes,
       process_id,
-      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+      heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
     )
   except (ValueError, RuntimeError, IndexError) as error:
     first_line = str(error).splitlines()[0]
@@ -86,13 +85,14 @@ def join(
       ' --coordinator_address=HOST:PORT (of the first), --num_processes and'
       ' --process_id (0 for the first)'
     ) from error
-  _tell_abort()
+  _report_abort()
   if not is_primary():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - as long as the process
 
 
 def is_cluster() -> bool:
-  """Whether the environment tells of other processes."""
+  """Whether the environment names other processes: JAX_COORDINATOR_ADDRESS,
+  Slurm, Open MPI, or a Cloud TPU slice's list of workers."""
   several = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
   return (
     'JAX_COORDINATOR_ADDRESS' in os.environ
@@ -101,10 +101,11 @@ def is_cluster() -> bool:
   )
 
 
-def _number(name: str, told: int | None) -> int | None:
+def _number(name: str, argument: int | None) -> int | None:
+  """The argument if given, else the environment variable if set, else None."""
   value = os.environ.get(name)
-  if told is not None or value is None:
-    return told
+  if argument is not None or value is None:
+    return argument
   try:
     return int(value)
   except ValueError:
@@ -114,12 +115,12 @@ def _number(name: str, told: int | None) -> int | None:
 
 
 def is_primary() -> bool:
-  """Whether this process writes and prints."""
+  """Whether this is the process that writes files and prints."""
   return jax.process_index() == 0
 
 
 def allgather_json(value: Any) -> list[Any]:
-  """The (JSON) values of all processes, in their order; waits for them."""
+  """The values (JSON) of all processes, by number. All must call it."""
   if jax.process_count() == 1:
     return [value]
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -134,88 +135,89 @@ def allgather_json(value: Any) -> list[Any]:
 
 
 def run_on_primary(body: Callable[[], T]) -> T | None:
-  """Runs `body` in the first process, for which the others wait; None there.
+  """The result of `body` in the primary process, for which the others wait;
+  None in those.
 
   Raises:
-    UserError: in all of them, what `body` raises in the first.
+    UserError: in all processes, if `body` raises it in the primary one.
   """
   if jax.process_count() == 1:
     return body()
   with futures.ThreadPoolExecutor(1) as pool:
     work = pool.submit(body) if is_primary() else None
-    # They ask again and again, as waiting for one process ends after 30 s.
-    while not allgather_json(_over(work))[0]:
+    # In short rounds, because a collective operation fails after 30 s.
+    while not allgather_json(_is_done(work))[0]:
       pass
   error = work.exception() if work else None
-  told = str(error) if isinstance(error, errors.UserError) else None
-  told = allgather_json(told)[0]
-  if told is not None:
-    raise errors.UserError(told)
+  message = str(error) if isinstance(error, errors.UserError) else None
+  message = allgather_json(message)[0]
+  if message is not None:
+    raise errors.UserError(message)
   return work.result() if work else None
 
 
-def _over(work: futures.Future | None) -> bool:
-  """Whether it is done, within a second."""
+def _is_done(work: futures.Future | None) -> bool:
+  """Whether the work is done; waits for it up to a second."""
   return work is not None and bool(futures.wait([work], timeout=1.0).done)
 
 
 def check_shared_file(path: pathlib.Path) -> None:
-  """Raises UserError if a process does not see what the first one has made."""
+  """Raises UserError if a process does not see a file that the primary process
+  has written."""
   seen = allgather_json(path.exists())
   if not all(seen):
-    blind = ', '.join(str(i) for i, sees in enumerate(seen) if not sees)
+    others = ', '.join(str(i) for i, sees in enumerate(seen) if not sees)
     raise errors.UserError(
-      f"'{path}', written by process 0, is not seen by process {blind}; name a"
+      f"'{path}', written by process 0, is not seen by process {others}; name a"
       ' --workdir that all hosts share'
     )
 
 
 @contextlib.contextmanager
 def report_lost_process() -> Iterator[None]:
-  """Tells in one message that another process was lost.
+  """Turns errors that follow from the loss of another process into one message.
 
   Raises:
-    Stopped: instead of the error that came of it.
+    Stopped: in place of such an error.
   """
   try:
     yield
   except (errors.UserError, errors.Stopped):
     raise
   except Exception as error:
-    if jax.process_count() == 1 or not _OF_LOSS.search(str(error)):
+    if jax.process_count() == 1 or not _LOST_PROCESS.search(str(error)):
       raise
-    told = str(error).splitlines()[0]
-    raise errors.Stopped(f'{_lost()} ({told})') from error
+    first_line = str(error).splitlines()[0]
+    raise errors.Stopped(f'{_lost_message()} ({first_line})') from error
 
 
-def _lost() -> str:
+def _lost_message() -> str:
   return (
     f'process {jax.process_index()} lost another one; see what that one'
     ' printed. The same command on all hosts goes on from the last checkpoint'
   )
 
 
-def _tell_abort() -> None:
-  """Has this process end with a message and code 75 where JAX's runtime aborts
-  it: that is what it does in a process that waits for one that died."""
+def _report_abort() -> None:
+  """Makes this process end with a message and code 75 when JAX's runtime aborts
+  it, as it does with a process that waits for one that died."""
 
-  def leave_now(number: int) -> None:
+  def exit_at_abort(number: int) -> None:
     del number
-    os.write(2, f'{told}\n'.encode())
+    os.write(2, f'{message}\n'.encode())
     os._exit(errors.AGAIN)
 
-  told = _lost()
-  # A handler of Python's own would never run: it waits for the interpreter's
-  # next instruction, and the abort for nothing.
-  _kept.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(leave_now))
-  ctypes.CDLL(None).signal(int(signal.SIGABRT), _kept[-1])
+  message = _lost_message()
+  # Not by Python's `signal`: it would run the handler at the interpreter's next
+  # instruction, which never comes.
+  _c_callbacks.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(exit_at_abort))
+  ctypes.CDLL(None).signal(int(signal.SIGABRT), _c_callbacks[-1])
 
 
 def exit_now(code: int) -> NoReturn:
-  """Ends this process without waiting for others, which may never come, or
-  for threads that wait for a disk."""
+  """Ends this process without waiting for other processes or for threads."""
   try:
     sys.stdout.flush()
     sys.stderr.flush()
-  finally:  # whether or not there is anyone to read, or a disk to write to
+  finally:  # a closed pipe or a full disk may make flushing fail
     os._exit(code)

@@ -1,14 +1,13 @@
-"""architecture.json: a network, and the channels that a search has kept in it.
+"""architecture.json: a network, and the channels that a search kept in it.
 
   schema_version  1
-  network         {name, width, classes}: of the full network
+  network         {name, width, classes} of the full network
   image_shape     [height, width, channels] of its images
-  gates           gate path -> ids of the channels that survive, ascending; a
-                  layer that only closed ones read is left out besides
+  gates           gate path -> ids of the channels kept, ascending. A layer that
+                  reads no kept channel is left out of the network as well
 
-The file may be a stranger's: what it says is held against this, and against
-the limits (`limits.py`, `walk.MAX_PARAMS`), before anything is made
-of it.
+The file is untrusted: it is checked against this schema and against the limits
+(`limits.py`, `walk.MAX_PARAMS`) before a network is built from it.
 """
 
 import functools
@@ -26,14 +25,14 @@ from dnal_jax.workdir.json_files import short_repr
 SCHEMA_VERSION = 1
 _KEYS = 'schema_version', 'network', 'image_shape', 'gates'
 _KEYS_OF_NETWORK = 'name', 'width', 'classes'
-_NOT_OURS = 'this is not an architecture.json of ours; restore it from a copy'
+_FIX = 'the file is not as a search writes it; restore it from a copy'
 
 
 class Form(NamedTuple):
-  """What a network has, given images of one shape."""
+  """The gates and variables of a network, for images of one shape."""
 
-  gates: dict[str, int]  # channels behind each gate that has any
-  arrays: dict[str, tuple[tuple[int, ...], np.dtype]]  # variables, by path
+  gates: dict[str, int]  # gate path -> its number of channels, where not zero
+  arrays: dict[str, tuple[tuple[int, ...], np.dtype]]  # path -> (shape, dtype)
 
 
 def write(
@@ -44,7 +43,7 @@ def write(
   image_shape: tuple[int, int, int],
   keep: nn.Keep,
 ) -> None:
-  """architecture.json: the network and the channels that survive in it."""
+  """Writes architecture.json; `keep` maps gate paths to ids of channels."""
   value = {
     'schema_version': SCHEMA_VERSION,
     'network': {'name': network, 'width': width, 'classes': classes},
@@ -55,7 +54,7 @@ def write(
 
 
 def read(path: pathlib.Path) -> tuple[models.Network, tuple[int, int, int]]:
-  """The network with the widths that the file gives, and its image shape.
+  """The network with the channels that the file lists, and its image shape.
 
   Raises:
     UserError: the file is missing, damaged, or does not fit its network.
@@ -75,24 +74,24 @@ def read(path: pathlib.Path) -> tuple[models.Network, tuple[int, int, int]]:
 def read_learned(
   path: pathlib.Path, full: models.Network, image_shape: tuple[int, int, int]
 ) -> models.Network:
-  """The network that the file gives, learned from the full one.
+  """The network of the file, which must have been learned from `full`.
 
   Raises:
-    UserError: as `read`, or it was learned from another.
+    UserError: as `read`, or it was learned from another network.
   """
   learned, shape = read(path)
   if (full, image_shape) != (surgery.with_keep(learned, {}), shape):
     raise errors.UserError(
       f"'{path}' was learned from another network, width, classes or image"
-      ' size than the config has'
+      ' size than the config has; give the config of its run'
     )
   return learned
 
 
 @functools.lru_cache(maxsize=16)
 def form(net: models.Network, image_shape: tuple[int, int, int]) -> Form:
-  """What the network has. Found by a graph, which takes a tenth of a second and
-  more, and hence remembered.
+  """The gates and variables of the network. Cached, because tracing a network
+  takes 0.1 s or more.
 
   Raises:
     UserError: it has more parameters than a network may have.
@@ -108,20 +107,21 @@ def form(net: models.Network, image_shape: tuple[int, int, int]) -> Form:
 
 
 def _check_object(key: str, value: Any, keys: tuple[str, ...]) -> None:
-  """It has these keys, all of them and no others."""
+  """Raises UserError unless `value` is an object with exactly these keys."""
   if type(value) is not dict:
     raise _wrong(key, value, f'an object {{{", ".join(keys)}}}')
   for name in keys:
     if name not in value:
-      raise errors.UserError(f"{key} lacks the key '{name}'; {_NOT_OURS}")
+      raise errors.UserError(f"{key} lacks the key '{name}'; {_FIX}")
   for name in value:
     if name not in keys:
-      told = short_repr(name)
-      raise errors.UserError(f'{key} has the unknown key {told}; {_NOT_OURS}')
+      raise errors.UserError(
+        f'{key} has the unknown key {short_repr(name)}; {_FIX}'
+      )
 
 
 def _check_version(value: Any) -> None:
-  """Before anything else, since another schema may have other keys."""
+  """Raises UserError for another schema, whose keys may be others."""
   if type(value) is not dict:
     raise _wrong('the file', value, 'an object')
   version = value.get('schema_version')
@@ -135,11 +135,11 @@ def _check_version(value: Any) -> None:
 def _network(
   spec: dict[str, Any], shape: Any
 ) -> tuple[models.Network, tuple[int, int, int]]:
-  """The full network, and the shape of its images."""
+  """(the full network, (height, width, channels) of its images)."""
   name, width = spec['name'], spec['width']
   if type(name) is not str or len(name) > limits.NAME:
-    told = f'a name of at most {limits.NAME} characters'
-    raise _wrong('network.name', name, told)
+    wanted = f'a name of at most {limits.NAME} characters'
+    raise _wrong('network.name', name, wanted)
   if type(width) not in (int, float) or not 0 < width <= limits.WIDTH:
     raise _wrong('network.width', width, f'above 0 and {limits.WIDTH} at most')
   classes = _integer('network.classes', spec['classes'], limits.CLASSES)
@@ -151,7 +151,7 @@ def _network(
   if min(sides) < net.min_image:
     raise errors.UserError(
       f"image_shape is {shape}: too small for network '{name}', whose images"
-      f' have {net.min_image} pixels a side or more; {_NOT_OURS}'
+      f' have {net.min_image} pixels a side or more; {_FIX}'
     )
   return net, (sides[0], sides[1], channels)
 
@@ -159,7 +159,7 @@ def _network(
 def _keep(
   gates: Any, net: models.Network, image_shape: tuple[int, int, int]
 ) -> dict[str, nn.Ids]:
-  """The channels that the file keeps of the full network."""
+  """{gate path: ids of the channels kept}, checked against the full network."""
   if type(gates) is not dict:
     raise _wrong('gates', gates, 'an object {path: ids}')
   for gate, ids in gates.items():
@@ -170,20 +170,20 @@ def _keep(
     ):
       raise errors.UserError(
         f'gate {short_repr(gate)} is {short_repr(ids)}; it must list integers,'
-        f' each once, ascending; {_NOT_OURS}'
+        f' each once, ascending; {_FIX}'
       )
   full = form(net, image_shape).gates
   for gate in sorted(full.keys() | gates.keys()):
     if gate not in full or gate not in gates:
       where = 'network' if gate not in full else 'file'
       raise errors.UserError(
-        f'the {where} has no gate {short_repr(gate)}; {_NOT_OURS}'
+        f'the {where} has no gate {short_repr(gate)}; {_FIX}'
       )
     ids = gates[gate]
     if ids and not 0 <= ids[0] <= ids[-1] < full[gate]:
       raise errors.UserError(
         f'gate {short_repr(gate)} keeps a channel outside 0 to'
-        f' {full[gate] - 1}; {_NOT_OURS}'
+        f' {full[gate] - 1}; {_FIX}'
       )
   return {gate: tuple(gates[gate]) for gate in gates}
 
@@ -196,5 +196,5 @@ def _integer(key: str, value: Any, most: int) -> int:
 
 def _wrong(key: str, value: Any, wanted: str) -> errors.UserError:
   return errors.UserError(
-    f'{key} is {short_repr(value)}; it must be {wanted}; {_NOT_OURS}'
+    f'{key} is {short_repr(value)}; it must be {wanted}; {_FIX}'
   )

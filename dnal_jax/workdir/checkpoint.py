@@ -1,18 +1,14 @@
-"""Checkpoints of a run: arrays by orbax, and beside them where the run stands.
+"""Checkpoints of a run: arrays, written by orbax, and the run state as JSON.
 
-The position (JSON) is read first; it tells which channels the arrays have, so
-that they are restored into the shapes of that network and no others.
+The run state is read first: it says which channels the arrays have, and so
+which shapes to restore them into.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
+from collections.abc import Callable, Sequence
 import dataclasses
-import errno
 import hashlib
 import json
-import os
 import pathlib
-import shutil
 import textwrap
 import time
 from typing import Any
@@ -24,14 +20,24 @@ import orbax.checkpoint as ocp
 
 from dnal_jax import errors
 from dnal_jax.parallel import processes
+from dnal_jax.workdir import disk_errors
 from dnal_jax.workdir.run_state import RunState
 
-_REASON = 200  # characters of a reader's, which may tell all it was given
-_MINUTES = 20  # in which a checkpoint must be written
+_MAX_REASON = 200  # characters; tensorstore's messages contain its whole spec
+
+# What orbax and tensorstore raise for files that are missing, truncated or
+# altered: JSONDecodeError, UnicodeDecodeError and tensorstore's statuses are
+# ValueErrors, and a key of orbax's metadata may be missing. Where an array
+# cannot be read, orbax raises a bare Exception besides.
+_READ_ERRORS = (OSError, ValueError, KeyError)
+
+# Names of leaves on disk are those of the first version, whose train state had
+# its gate logits in the field `logits`.
+_FIELDS_ON_DISK = {'.gate_logits': '.logits'}
 
 
-class _Stay(ocp.checkpoint_managers.LatestN):
-  """Which checkpoints stay when another is saved."""
+class _RetentionPolicy(ocp.checkpoint_managers.LatestN):
+  """Keeps the two latest checkpoints and the best one."""
 
   def __init__(self):
     super().__init__(n=2)
@@ -45,30 +51,30 @@ class _Stay(ocp.checkpoint_managers.LatestN):
   ) -> Sequence[bool]:
     latest = super().should_preserve(checkpoints, context=context)
     return [
-      new or one.step == self.best
-      for new, one in zip(latest, checkpoints, strict=True)
+      is_latest or info.step == self.best
+      for is_latest, info in zip(latest, checkpoints, strict=True)
     ]
 
 
 class Damaged(Exception):
-  """A checkpoint is not what was saved."""
+  """The files of a checkpoint are not what was saved; says why."""
 
 
 class Checkpoints:
-  """Checkpoints in a folder, by their `RunState.number`: the newest two, and
+  """Checkpoints in a folder, by their `RunState.number`: the latest two, and
   the best by validation.
 
-  Beside the arrays stands what they were: paths, shapes, dtypes and CRC-32 of
-  the bytes, and a digest of that and of the position.
+  Each stores, beside its arrays, their names, shapes, dtypes and the CRC-32 of
+  their bytes, and a digest of all this and of the run state.
 
-  To be entered: what goes wrong with the save that is under way at the end is
-  told, unless there is something of its own to tell.
+  A context manager: leaving it waits for the save under way, and raises what
+  goes wrong with it unless the body has raised a UserError.
   """
 
   def __init__(self, directory: pathlib.Path):
     self._directory = directory
     self._needed = 0  # bytes of a checkpoint
-    self._stay = _Stay()
+    self._policy = _RetentionPolicy()
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
       item_handlers={
@@ -76,11 +82,11 @@ class Checkpoints:
         'position': ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=self._stay,
+        preservation_policy=self._policy,
         async_options=ocp.AsyncOptions(
-          timeout_secs=_MINUTES * 60,
-          # Else threads wait for minutes, and the process for them, for a
-          # directory that could not be made.
+          timeout_secs=disk_errors.SAVE_MINUTES * 60,
+          # Otherwise, where the directory cannot be created, orbax's threads
+          # wait for it for minutes, and the process for them.
           create_directories_asynchronously=False,
         ),
       ),
@@ -99,69 +105,67 @@ class Checkpoints:
         raise
 
   def save(self, state: Any, position: RunState) -> None:
-    """Starts saving; a half-written checkpoint is never taken for one.
+    """Starts to save; a checkpoint that is only partly written is never read.
 
     Raises:
-      UserError: the disk is too full or may not be written, for this one or
-        for the one before.
-      Stopped: the one before has not been written in time.
+      UserError: the disk is full or not writable, for this save or the previous
+        one.
+      Stopped: the previous save has not ended in time.
     """
-    tree = _tree(state)
-    needed = sum(leaf.nbytes for leaf in tree.values())
-    self._needed = int(1.1 * needed) + 2**20  # and what orbax adds
-    free = shutil.disk_usage(self._directory).free
-    if free < self._needed:
-      raise self._full(f'{free:,} bytes free')
-    told = {
+    leaves = _leaves(state)
+    bytes_of_leaves = sum(leaf.nbytes for leaf in leaves.values())
+    self._needed = int(1.1 * bytes_of_leaves) + 2**20  # with orbax's metadata
+    disk_errors.check_free(self._directory, self._needed)
+    stored = {
       'position': position.to_json(),
-      'leaves': {key: _told(leaf) for key, leaf in tree.items()},
+      'leaves': {key: _fingerprint(leaf) for key, leaf in leaves.items()},
     }
     best = position.result.best
-    self._stay.best = best['number'] if best else None
-    with self._disk():
+    self._policy.best = best['number'] if best else None
+    with disk_errors.explained(self._directory, self._needed):
       self._manager.save(
         position.number,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(tree),
-          position=ocp.args.JsonSave({**told, 'digest': _digest(told)}),
+          state=ocp.args.StandardSave(leaves),
+          position=ocp.args.JsonSave({**stored, 'digest': _digest(stored)}),
         ),
       )
 
   def newest(
     self, like: Callable[[RunState], Any]
   ) -> tuple[RunState, Any] | None:
-    """Position and state of the newest checkpoint that is whole; None if there
-    is no checkpoint. `like` gives the structure and shapes of the state.
+    """(run state, train state) of the newest undamaged checkpoint; None if the
+    folder has no checkpoint.
 
-    Damaged ones are named and put aside, into `damaged`.
+    `like` maps a run state to the shapes, dtypes and shardings of its train
+    state. It must be a pure function; what it raises is raised. Damaged
+    checkpoints are reported and moved into the folder `damaged`, once an
+    undamaged one is found.
 
     Raises:
-      UserError: there are checkpoints, and all are damaged; or as `save`.
+      UserError: all checkpoints are damaged, or one has other arrays than
+        `like` says; or as `save`.
       Stopped: as `save`.
     """
-    with self._disk():
+    with disk_errors.explained(self._directory, self._needed):
       self._manager.wait_until_finished()
     found = sorted(self._manager.all_steps(), reverse=True)
     reasons = []
     for number in found:
-      whole, reason = None, ''
+      saved, reason = None, ''
       try:
-        whole = self._read(number, like)
-      except Exception as error:  # whatever a damaged file makes readers raise
-        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-        reason = textwrap.shorten(reason, _REASON, placeholder=' ...')
-      # All processes take the same.
+        saved = self._read(number, like)
+      except Damaged as error:
+        reason = str(error)
+      # All processes restore the same checkpoint: one that all can read.
       reason = next(filter(None, processes.allgather_json(reason)), '')
-      if whole is not None and not reason:
-        for damaged in found[: len(reasons)]:
-          self._put_aside(damaged)
-        if reasons:
-          processes.allgather_json(None)  # once the first has moved them
-          self._manager.reload()
-        position, state = whole
+      if saved is not None and not reason:
+        self._move_aside(found[: len(reasons)])
+        position, state = saved
         best = position.result.best
         if best and best['number'] not in found:
-          # It made room for a better one, which is damaged and will come again.
+          # It was deleted for a better one, which is damaged and will be saved
+          # again.
           result = dataclasses.replace(position.result, best=None)
           position = dataclasses.replace(position, result=result)
         return position, state
@@ -177,109 +181,95 @@ class Checkpoints:
   def _read(
     self, number: int, like: Callable[[RunState], Any]
   ) -> tuple[RunState, Any]:
-    """Raises Damaged, or what the readers raise, unless all is as saved."""
-    told = self._manager.restore(
-      number, args=ocp.args.Composite(position=ocp.args.JsonRestore())
-    )['position']
-    digest = told.pop('digest')
-    if digest != _digest(told):
-      raise Damaged('position is not as it was saved')
-    position = RunState.from_json(told['position'])
-    wanted = like(position)
-    tree = _tree(wanted)
-    differing = _differing(told['leaves'], tree)
-    if differing:
-      raise Damaged(f'{differing}; it was written by another version')
-    restored = self._manager.restore(
-      number, args=ocp.args.Composite(state=ocp.args.StandardRestore(tree))
-    )['state']
-    for key, leaf in restored.items():
-      if _told(leaf) != told['leaves'][key]:
+    """Raises Damaged if the files are not what was saved, and nothing else for
+    that reason."""
+    stored = self._restore(number, 'position', ocp.args.JsonRestore())
+    _check_digest(stored)
+    position = RunState.from_json(stored['position'])
+    shapes = like(position)
+    leaves = _leaves(shapes)
+    self._check_shapes(number, stored['leaves'], leaves)
+    args = ocp.args.StandardRestore(leaves)
+    restored = self._restore(number, 'state', args)
+    for key, fingerprint in stored['leaves'].items():
+      if _fingerprint(restored[key]) != fingerprint:
         raise Damaged(f'state{key} is not as it was saved')
-    leaves = [restored[key] for key in tree]
-    return position, jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+    values = [restored[key] for key in leaves]
+    return position, jax.tree.unflatten(jax.tree.structure(shapes), values)
 
-  def _put_aside(self, number: int) -> None:
-    """Out of the way of the checkpoint that will have this number."""
-    if not processes.is_primary():
+  def _restore(self, number: int, item: str, args: Any) -> Any:
+    """An item of a checkpoint. Only orbax runs here, so what it raises for a
+    damaged file is not confused with a mistake in this package."""
+    try:
+      return self._manager.restore(
+        number, args=ocp.args.Composite(**{item: args})
+      )[item]
+    except Exception as error:
+      if not isinstance(error, _READ_ERRORS) and type(error) is not Exception:
+        raise
+      reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+      reason = textwrap.shorten(reason, _MAX_REASON, placeholder=' ...')
+      raise Damaged(reason) from error
+
+  def _check_shapes(
+    self, number: int, stored: dict[str, Any], leaves: dict[str, Any]
+  ) -> None:
+    """Raises UserError for the first leaf whose shape or dtype differs."""
+    have = {key: fingerprint[:2] for key, fingerprint in stored.items()}
+    want = {key: [list(a.shape), str(a.dtype)] for key, a in leaves.items()}
+    for key in sorted(have.keys() | want.keys()):
+      if have.get(key) != want.get(key):
+        raise errors.UserError(
+          f"'{self._directory / str(number)}': {key} is stored as"
+          f' {have.get(key)}, and the network needs {want.get(key)}; it was'
+          ' written by another version: use that one, or start again in another'
+          ' --workdir'
+        )
+
+  def _move_aside(self, numbers: Sequence[int]) -> None:
+    """Frees the numbers of damaged checkpoints, which will be saved again."""
+    if not numbers:
       return
-    aside = self._directory.with_name('damaged')
-    aside.mkdir(exist_ok=True)
-    place = aside / f'{number}-{time.time_ns()}'
-    (self._directory / str(number)).rename(place)
+    if processes.is_primary():
+      aside = self._directory.with_name('damaged')
+      aside.mkdir(exist_ok=True)
+      for number in numbers:
+        place = aside / f'{number}-{time.time_ns()}'
+        (self._directory / str(number)).rename(place)
+    processes.allgather_json(None)  # the others wait until they are moved
+    self._manager.reload()
 
   def close(self) -> None:
-    """Waits for what is being saved; raises as `save` does."""
-    with self._disk():
+    """Waits for the save under way; raises as `save` does."""
+    with disk_errors.explained(self._directory, self._needed):
       self._manager.wait_until_finished()
       self._manager.close()
 
-  @contextlib.contextmanager
-  def _disk(self) -> Iterator[None]:
-    """Tells of a disk that fills up, or may not be written any more, in the
-    middle of a save."""
-    try:
-      yield
-    except TimeoutError as error:
-      cause: Any = error.__cause__
-      if isinstance(cause, jax.errors.JaxRuntimeError):
-        raise cause from None  # another process was lost
-      # By the wall clock, which may have been set anew. Nothing is wrong with
-      # the run, so it is for whoever starts it to start it again.
-      raise errors.Stopped(
-        f"a checkpoint was not written to '{self._directory}' within {_MINUTES}"
-        ' minutes: the disk hangs, or the clock has jumped; the same command'
-        ' goes on from the last checkpoint'
-      ) from error
-    except Exception as error:  # of which orbax and tensorstore have several
-      if _says(error, errno.ENOSPC):
-        free = shutil.disk_usage(self._directory).free
-        raise self._full(f'{free:,} bytes free') from error
-      if _says(error, errno.EDQUOT):
-        raise self._full('no quota left') from error
-      reason = _says(error, errno.EROFS, errno.EACCES, errno.EPERM)
-      if reason:
-        raise errors.UserError(
-          f"'{self._directory}' cannot be written any more ({reason}); allow"
-          ' it, and the same command goes on from the last checkpoint'
-        ) from error
-      raise
 
-  def _full(self, left: str) -> errors.UserError:
-    return errors.UserError(
-      f"'{self._directory}' is on a disk with {left}, and a"
-      f' checkpoint needs {self._needed:,}; make space, and the same command'
-      ' goes on from the last checkpoint'
-    )
+def _leaves(state: Any) -> dict[str, Any]:
+  """{name on disk: leaf}. Orbax is given a flat dict because it would restore
+  named tuples as dicts or lists."""
+  leaves = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    field, rest = (jax.tree_util.keystr(p) for p in (path[:1], path[1:]))
+    leaves[_FIELDS_ON_DISK.get(field, field) + rest] = leaf
+  return leaves
 
 
-def _says(error: Exception, *numbers: int) -> str | None:
-  """Which of these of the system's errors the message of an error tells."""
-  reasons = map(os.strerror, numbers)
-  return next((reason for reason in reasons if reason in str(error)), None)
-
-
-def _tree(state: Any) -> dict[str, Any]:
-  """A flat dict, because orbax gives named tuples back as dicts or lists."""
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def _told(leaf: jax.Array) -> list[Any]:
-  """[shape, dtype, CRC-32] as JSON has them."""
+def _fingerprint(leaf: jax.Array) -> list[Any]:
+  """[shape, dtype, CRC-32 of the bytes], as JSON reads them back."""
   values = np.asarray(jax.device_get(leaf))
   return [list(values.shape), str(values.dtype), zlib.crc32(values.tobytes())]
 
 
-def _digest(told: dict[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _digest(stored: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
 
 
-def _differing(have: dict[str, Any], want: dict[str, Any]) -> str:
-  """The first leaf that differs in shape or dtype, in words; '' if none."""
-  shapes = {k: [list(a.shape), str(a.dtype)] for k, a in want.items()}
-  stored = {k: told[:2] for k, told in have.items()}
-  for key in sorted(stored.keys() | shapes.keys()):
-    if stored.get(key) != shapes.get(key):
-      return f'{key} is stored as {stored.get(key)}, wanted {shapes.get(key)}'
-  return ''
+def _check_digest(stored: Any) -> None:
+  """Raises Damaged unless the JSON of a checkpoint is as it was saved."""
+  if isinstance(stored, dict):
+    rest = {key: stored[key] for key in stored if key != 'digest'}
+    if stored.get('digest') == _digest(rest):
+      return
+  raise Damaged('position is not as it was saved')

@@ -1,8 +1,8 @@
-"""JSON files: written whole, and read as what a stranger may have made.
+"""Writes JSON files atomically, and reads them as untrusted.
 
-A file is written beside its place and moved there, so a reader sees the old
-content or the new, never half of it. What is read has a limited size and depth,
-and says each thing once.
+A file is written under another name and then renamed, so a reader sees the old
+content or the new one, never a part. Files that are read must be within limits
+of size and depth, and have no duplicate key.
 """
 
 import json
@@ -14,32 +14,34 @@ from typing import Any
 
 from dnal_jax import errors
 
-# The largest that we write, 61,000 channel ids, has 0.6 MB.
+# The largest that is written, of 61,000 channel ids, has 0.6 MB.
 MAX_BYTES = 8 * 2**20
 _MOST_LEVELS = 32
-# Millions of small lists take seconds; a gate, and an array, is one or two.
+# Millions of small lists take seconds to parse. A gate or an array has one or
+# two.
 _MOST_LISTS = 100_000
 
-# Values of a file in our messages: short, on one line, and safe to print.
+# Values of a file in messages: short, on one line, and safe to print.
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlevel = 2
 
 
 def write_json(path: pathlib.Path, value: Any, part: str = 'part') -> None:
-  """Replaces the file at once; where several may do so at the same moment,
-  each names a `part` of its own."""
+  """Replaces the file atomically. Processes that may do so at the same moment
+  each pass a `part` of their own, the suffix of the temporary file."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  beside = path.with_name(f'{path.name}.{part}')
-  beside.write_text(json.dumps(value, indent=1) + '\n')
-  beside.replace(path)
+  temporary = path.with_name(f'{path.name}.{part}')
+  temporary.write_text(json.dumps(value, indent=1) + '\n')
+  temporary.replace(path)
 
 
 def read_json(path: str | os.PathLike) -> Any:
-  """What the file says; numbers in it are finite, and no key is there twice.
+  """The value in the file; its numbers are finite, and no key occurs twice.
 
   Raises:
-    UserError: it is missing, no file, too large, or is not such JSON.
+    UserError: the file is missing, not a regular file, too large, or not such
+      JSON.
   """
   size = file_size(path)
   if size > MAX_BYTES:
@@ -61,18 +63,18 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def parse_json(text: bytes) -> Any:
-  """The value that UTF-8 text stands for.
+  """The value of UTF-8 text.
 
   Raises:
-    ValueError: it is not JSON, holds NaN or an infinity, gives a key twice, or
-      has more lists and objects, or deeper ones, than any file of ours.
+    ValueError: it is not JSON, contains NaN or an infinity, has a key twice, or
+      has more or deeper lists and objects than the limits allow.
   """
   if text.count(b'[') + text.count(b'{') > _MOST_LISTS:
     raise ValueError(f'more than {_MOST_LISTS:,} lists and objects')
   too_deep = f'more than {_MOST_LEVELS} levels of brackets'
   try:
     value = json.loads(
-      text.decode(), object_pairs_hook=_once, parse_constant=_no_number
+      text.decode(), object_pairs_hook=_object, parse_constant=_refuse_number
     )
   except RecursionError:
     raise ValueError(too_deep) from None
@@ -90,11 +92,11 @@ def parse_json(text: bytes) -> Any:
 
 
 def file_size(path: str | os.PathLike) -> int:
-  """Its bytes.
+  """The size of a regular file in bytes.
 
   Raises:
-    UserError: it is missing, or is a folder, a pipe or the like, which could
-      be read for ever.
+    UserError: it is missing, or is a folder, a pipe or a device, which could be
+      read without end.
   """
   try:
     found = os.stat(path)
@@ -108,11 +110,11 @@ def file_size(path: str | os.PathLike) -> int:
 
 
 def short_repr(value: Any) -> str:
-  """A value of a file as messages have it."""
+  """A value of a file for a message: short, on one line, safe to print."""
   return _SHORT.repr(value)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   found = dict(pairs)
   if len(found) < len(pairs):
     seen = set()
@@ -123,5 +125,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return found
 
 
-def _no_number(name: str) -> None:
+def _refuse_number(name: str) -> None:
   raise ValueError(f'{name} is not a number that JSON has')

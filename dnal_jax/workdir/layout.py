@@ -1,15 +1,16 @@
-"""The files of a work folder: what they hold, and that they are whole.
+"""The files of a run's folder, and which config the folder belongs to.
 
   config.json        the resolved config, versions, git hash
-  architecture.json  gate path -> ids of the channels that the search kept; a
-                     layer that only closed ones read is left out besides
+  architecture.json  gate path -> ids of the channels that the search kept
   model/             weights of the final network; with architecture.json all
                      that `load` needs
-  result.json        the figures of a finished run
+  checkpoints/       what an interrupted run goes on from (`checkpoint.py`)
+  metrics.jsonl      a row for each epoch (`metrics_file.py`)
+  result.json        the figures of a finished run (`result_file.py`)
+  status.json        how far the run is (`status_file.py`)
+  lock.json          the process that writes to the folder (`lock.py`)
 
-(`status.json` is described in `progress.py`, `lock.json` in `lock.py`.)
-
-Nothing here can execute code: JSON and safetensors only.
+Reading these files never executes code: JSON and safetensors only.
 """
 
 from collections.abc import Mapping
@@ -21,37 +22,37 @@ import sys
 from typing import Any
 
 from dnal_jax import errors
+from dnal_jax.config import RENAMED_KEYS
 from dnal_jax.workdir import json_files
 
-# A run that has met a broken image may go on without it, and a trace changes
-# nothing.
+# A run that met a broken image may go on without it, and a profile does not
+# change the run.
 _MAY_CHANGE = ('data.skip_broken', 'profile')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """A folder that has a config.json has it of this config.
-
-  Raises:
-    UserError: it belongs to another; names the keys that differ.
-  """
+  """Raises UserError if the folder holds a run of another config, and names the
+  keys that differ. A key that was renamed since matches by its new name."""
   path = workdir / 'config.json'
   if not path.exists():
     for other in ('checkpoints', 'architecture.json', 'result.json'):
       if (workdir / other).exists():
         raise errors.UserError(
-          f"'{workdir}' has {other} but no config.json to tell whose it is;"
+          f"'{workdir}' has {other} but no config.json to compare with;"
           ' choose another --workdir'
         )
     return
   theirs = json_files.read_json(path)
   if not isinstance(theirs, dict) or type(theirs.get('config')) is not dict:
     raise errors.UserError(
-      f"'{path}' is not a config.json of ours; restore it from a copy, or"
+      f"'{path}' is not as a run writes it; restore it from a copy, or"
       ' choose another --workdir'
     )
   config = json.loads(json.dumps(config))  # tuples become lists, as on disk
-  ours, theirs = _leaves(config), _leaves(theirs['config'])
+  ours, theirs = (
+    _leaves(_with_new_names(value)) for value in (config, theirs['config'])
+  )
   for key in _MAY_CHANGE:
     theirs[key] = ours.get(key)
   differing = [
@@ -61,17 +62,17 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   ]
   if differing:
     raise errors.UserError(
-      f"'{workdir}' was made by another config; differing: "
+      f"'{workdir}' holds a run of another config; keys that differ: "
       + '; '.join(differing)
       + '. Choose another --workdir, or go back to its config'
     )
 
 
 def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Makes the folder and writes config.json, once.
+  """Creates the folder and its config.json, unless it has one.
 
   Raises:
-    UserError: that is not possible there.
+    UserError: the folder cannot be written.
   """
   path = workdir / 'config.json'
   if path.exists():
@@ -84,13 +85,24 @@ def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def unwritable_error(workdir: pathlib.Path, error: OSError) -> errors.UserError:
-  """What to tell of a folder that a run cannot have."""
+  """The error for a folder that a run cannot be written to."""
   return errors.UserError(
     f"--workdir '{workdir}' cannot be written ({error.strerror}); name another"
   )
 
 
+def _with_new_names(value: Any) -> Any:
+  """A config of any version, with today's names of keys."""
+  if not isinstance(value, dict):
+    return value
+  return {
+    RENAMED_KEYS.get(key, key): _with_new_names(child)
+    for key, child in value.items()
+  }
+
+
 def _leaves(value: Any, prefix: str = '') -> dict[str, Any]:
+  """{'a': {'b': x}} -> {'a.b': x}."""
   if not isinstance(value, dict):
     return {prefix: value}
   return {
@@ -108,7 +120,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_hash() -> str | None:
-  """Of the source tree this code runs from; None outside of one."""
+  """Of the git checkout that this code runs from; None outside of one."""
   command = ('git', '-C', str(pathlib.Path(__file__).parent), 'rev-parse')
   try:
     done = subprocess.run(

@@ -1,25 +1,30 @@
-"""One run in a folder: a second one is refused, a dead one's place is taken.
+"""Allows one run per folder: a second one is refused, a dead one replaced.
 
-Two things hold a folder. The kernel's `flock` of the folder itself lets one of
-those in that start on a machine at the same moment, and goes with its process,
-however that dies. `lock.json` names the holder, to people and to machines that
-the kernel's lock does not reach, as it is with most network file systems (and
-where there is no flock at all, it is the lock). What it names is dead
+Two locks work together.
 
-  on this machine      if there is no such process, or a later one by its number
-  on another           if it has not written `heard` for STALE seconds, during
-  (or another boot     which the newcomer looks on. So clocks may differ, and a
-  or container)        process is not dead because a compilation takes minutes:
-                       a thread writes, not the loop that trains.
+  flock        The kernel's lock of the folder itself. Of several processes that
+               start on one machine at the same moment, one gets it. The kernel
+               releases it when the process dies.
+  lock.json    Names the holder, for people and for machines that do not share
+               the kernel's lock, as with most network file systems. Where there
+               is no flock at all, it is the only lock.
 
-Between machines nothing is atomic: of two that start at the same moment, each
-may find the folder free. The later writer is the holder; the other finds that
-by `check`, before whatever it writes next, and ends. So does one that was
-suspended for longer than STALE when it wakes up.
+The process that lock.json names counts as dead
 
-The folder is locked, not a file in it: nothing is ever deleted or replaced
-under the lock, and on NFS, where a file's flock is the server's, no lock of a
-dead machine is left behind.
+  on this machine    if no process has that number, or one that started later;
+  on another one     (or in another boot or container) if it writes no heartbeat
+                     while a newcomer watches for STALE_SECONDS. Clocks need not
+                     agree. A thread writes the heartbeat, not the training
+                     loop, so a compilation of minutes does not matter.
+
+Between machines nothing is atomic: two processes that start at the same moment
+may both find the folder free. The one that writes lock.json last is the holder;
+the other finds that in `check`, before it next writes anything, and ends. So
+does a process that was suspended for longer than STALE_SECONDS.
+
+The folder is locked, not a file in it, so that nothing is deleted or replaced
+under the lock. On NFS, where the server keeps the locks of files, a machine
+that dies leaves no lock behind.
 """
 
 import dataclasses
@@ -33,60 +38,66 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 
 from dnal_jax import errors
 from dnal_jax.workdir import json_files, layout
 
 # Network file systems may show a file as it was a minute ago.
-STALE = 120.0  # seconds
-_BEAT = 15.0  # seconds
-_NAMED = 5.0  # seconds in which who has the kernel's lock writes its name
+STALE_SECONDS = 120.0
+_HEARTBEAT_SECONDS = 15.0
+# How long the process that has the flock may take to write lock.json.
+_NAMING_SECONDS = 5.0
 _NAME = 'lock.json'
+_NEW_NAMES = {'heard': 'heartbeat'}  # keys that the first version wrote
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-  """What lock.json says; two are equal if they are the same taking of a lock.
-  Times are ISO 8601, by the holder's clock."""
+  """The content of lock.json. Two are equal if they are of the same `Lock`, at
+  any heartbeat. Times are ISO 8601, by the holder's clock."""
 
   pid: int
   host: str
-  machine: str  # what `_machine` tells there
-  born: str | None  # what `_born` tells of the process
-  token: str  # of this taking, by chance
+  machine: str  # `_machine()` of the holder
+  born: str | None  # `_born(pid)` there
+  token: str  # random, of one `Lock`
   since: str
-  heard: str = dataclasses.field(compare=False)
+  heartbeat: str = dataclasses.field(compare=False)  # time of the latest
 
-  def told(self) -> str:
+  def describe(self) -> str:
     return f'process {self.pid} on host {self.host}, since {self.since}'
 
   def alive(self) -> bool | None:
-    """Whether the process is there; None if it is on another machine."""
+    """Whether the process exists; None if it is on another machine."""
     if self.machine != _machine():
       return None
     return self.born is not None and _born(self.pid) == self.born
 
-  def silent(self) -> float:
-    """Seconds since it was heard of, as far as clocks agree."""
-    heard = datetime.datetime.fromisoformat(self.heard)
-    return (datetime.datetime.now(datetime.UTC) - heard).total_seconds()
+  def seconds_since_heartbeat(self) -> float:
+    """As far as this machine's clock and the holder's agree."""
+    heartbeat = datetime.datetime.fromisoformat(self.heartbeat)
+    return (datetime.datetime.now(datetime.UTC) - heartbeat).total_seconds()
 
 
 def holder(workdir: pathlib.Path) -> Holder | None:
-  """Who holds the folder, or held it when it died; None if it is free."""
+  """The holder of the folder, alive or dead; None if the folder is free."""
   try:
-    found = Holder(**json.loads((workdir / _NAME).read_text()))
-    found.silent()
-  except (OSError, ValueError, TypeError):
+    value = json.loads((workdir / _NAME).read_text())
+    value: Any = {_NEW_NAMES.get(key, key): v for key, v in value.items()}
+    found = Holder(**value)
+    found.seconds_since_heartbeat()
+  except (OSError, ValueError, TypeError, AttributeError):
     return None
   return found
 
 
 class Lock:
-  """The folder is this process's while it is entered; makes it if need be.
+  """Holds the folder for this process while entered; creates it if need be.
 
   Raises:
-    UserError: another process has it, which is named; or it cannot be written.
+    UserError: another process holds it, which is named; or it cannot be
+      written.
   """
 
   def __init__(self, workdir: pathlib.Path):
@@ -98,9 +109,9 @@ class Lock:
       born=_born(os.getpid()),
       token=secrets.token_hex(8),
       since=_now('seconds'),
-      heard=_now('microseconds'),
+      heartbeat=_now('microseconds'),
     )
-    self._over = threading.Event()
+    self._released = threading.Event()
     self._beating = threading.Thread(target=self._beat, daemon=True)
 
   def __enter__(self) -> 'Lock':
@@ -110,8 +121,8 @@ class Lock:
     except OSError as error:
       raise layout.unwritable_error(self._workdir, error) from error
     try:
-      self._lock_here()
-      self._succeed(holder(self._workdir))
+      self._flock()
+      self._replace(holder(self._workdir))
       try:
         self._write()
       except OSError as error:
@@ -123,12 +134,12 @@ class Lock:
     return self
 
   def __exit__(self, *exception: object) -> None:
-    self._over.set()
+    self._released.set()
     self._beating.join()
     try:
       if holder(self._workdir) == self.holder:
         (self._workdir / _NAME).unlink()
-    except OSError as error:  # the next one will find us dead
+    except OSError as error:  # the next run will find this process dead
       print(f'cannot remove {_NAME} ({error.strerror})', file=sys.stderr)
     os.close(self._folder)
 
@@ -137,81 +148,86 @@ class Lock:
     now = holder(self._workdir)
     if now is not None and now != self.holder:
       raise errors.UserError(
-        f"'{self._workdir}' was taken over by {now.told()}, to which this"
-        f' process seemed dead (nothing heard for {STALE:.0f} s); that run goes'
-        ' on, this one ends'
+        f"'{self._workdir}' was taken over by {now.describe()}, to which this"
+        f' process seemed dead (no heartbeat for {STALE_SECONDS:.0f} s); that'
+        ' run goes on, this one ends'
       )
 
-  def _lock_here(self) -> None:
-    """Takes the kernel's lock, or raises for whoever has it."""
-    end = time.monotonic() + _NAMED
+  def _flock(self) -> None:
+    """Takes the kernel's lock; raises UserError if another process has it."""
+    deadline = time.monotonic() + _NAMING_SECONDS
     while True:
       try:
         return fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        # It may be about to write its name, to find one dead, or to end.
+        # The other process may be about to write lock.json, to find the holder
+        # before it dead, or to end.
         other = holder(self._workdir)
-        if (other and other.alive()) or time.monotonic() > end:
-          raise self._refusal(other) from None
+        if (other and other.alive()) or time.monotonic() > deadline:
+          raise self._in_use(other) from None
         time.sleep(0.05)
-      except OSError:  # there is none on this file system
+      except OSError:  # this file system has no flock
         return None
 
-  def _succeed(self, before: Holder | None) -> None:
-    """Returns when it is certain that the holder before is no more."""
+  def _replace(self, before: Holder | None) -> None:
+    """Returns once the holder before is certain to be dead or to have ended;
+    raises UserError if it is alive."""
     if before is None:
       return
     alive = before.alive()
     if alive:
-      raise self._refusal(before)
+      raise self._in_use(before)
     if alive is None:
       print(
-        f"'{self._workdir}' may be in use by {before.told()}; looking for"
-        f' {STALE:.0f} s whether that is alive',
+        f"'{self._workdir}' may be in use by {before.describe()}; waiting"
+        f' {STALE_SECONDS:.0f} s for its heartbeat',
         flush=True,
       )
-      if not self._goes_silent(before):
+      if not self._turns_stale(before):
         return
     print(
-      f"'{self._workdir}' was left locked by {before.told()}, which is dead:"
-      ' taking over',
+      f"'{self._workdir}' was left locked by {before.describe()}, which is"
+      ' dead: taking over',
       flush=True,
     )
 
-  def _goes_silent(self, before: Holder) -> bool:
-    """Whether it writes nothing until it is stale; False: it has let go."""
-    end = time.monotonic() + STALE
-    while time.monotonic() < end:
-      time.sleep(min(1.0, STALE / 10))
+  def _turns_stale(self, before: Holder) -> bool:
+    """True if there is no heartbeat in STALE_SECONDS, False if the folder is
+    released; raises UserError at a heartbeat."""
+    deadline = time.monotonic() + STALE_SECONDS
+    while time.monotonic() < deadline:
+      time.sleep(min(1.0, STALE_SECONDS / 10))
       now = holder(self._workdir)
       if now is None:
         return False
-      if now.heard != before.heard:
-        raise self._refusal(now)
+      if now.heartbeat != before.heartbeat:
+        raise self._in_use(now)
     return True
 
-  def _refusal(self, other: Holder | None) -> errors.UserError:
-    who = other.told() if other else 'another process that is just starting'
+  def _in_use(self, other: Holder | None) -> errors.UserError:
+    who = other.describe() if other else 'another process that is just starting'
     return errors.UserError(
       f"'{self._workdir}' is in use by {who}; wait for that run or stop it, or"
       ' choose another --workdir'
     )
 
   def _beat(self) -> None:
-    """Has others hear of this process, as long as the lock is its own."""
-    while not self._over.wait(_BEAT):
+    """Writes heartbeats until the lock is released or taken over."""
+    while not self._released.wait(_HEARTBEAT_SECONDS):
       now = holder(self._workdir)
       if now is not None and now != self.holder:
         return
       try:
         self._write()
-      except OSError:  # a full disk; no other can take it over then, either
+      except OSError:  # a full disk, on which no other can take over either
         continue
 
   def _write(self) -> None:
-    self.holder = dataclasses.replace(self.holder, heard=_now('microseconds'))
+    self.holder = dataclasses.replace(
+      self.holder, heartbeat=_now('microseconds')
+    )
     value = dataclasses.asdict(self.holder)
-    # Where the kernel does not help, others may be writing at the same time.
+    # Without flock, other processes may be writing at the same time.
     json_files.write_json(self._workdir / _NAME, value, part=self.holder.token)
 
 
@@ -220,8 +236,8 @@ def _now(timespec: str) -> str:
 
 
 def _machine() -> str:
-  """What the numbers of processes belong to: the boot of a machine, or a
-  container in it."""
+  """Identifies what process numbers are unique in: one boot of a machine, or a
+  container."""
   parts = [socket.gethostname()]
   try:
     boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
@@ -232,19 +248,20 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str | None:
-  """When a process started, in clock ticks since boot; '' where the system
-  does not tell; None if there is no such process."""
+  """When a process started, in clock ticks since boot; '' if the system does
+  not say; None if there is no such process."""
   if not pathlib.Path('/proc/self/stat').exists():
     try:
       os.kill(pid, 0)
     except ProcessLookupError:
       return None
     except PermissionError:
-      pass  # it is another user's
+      pass  # another user's process
     return ''
   try:
-    told = pathlib.Path(f'/proc/{pid}/stat').read_text(errors='replace')
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text(errors='replace')
   except OSError:
     return None
-  state, *fields = told.rpartition(')')[2].split()  # names may have brackets
+  # The name of the program comes before, and may contain brackets.
+  state, *fields = stat.rpartition(')')[2].split()
   return None if state in 'ZX' else fields[18]

@@ -1,4 +1,4 @@
-"""result.json, and the table that a run ends with."""
+"""result.json, and the table that a run prints at its end."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -53,7 +53,7 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
   """The result of a finished run.
 
   Raises:
-    UserError: `closing` could not tell it.
+    UserError: it lacks what `closing_table` shows.
   """
   result = json_files.read_json(path)
   try:
@@ -66,14 +66,15 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
     ArithmeticError,
   ) as error:
     raise errors.UserError(
-      f"'{path}' is not a result.json of ours ({error!r}); delete it, and the"
+      f"'{path}' is not as a run writes it ({error!r}); delete it, and the"
       ' same command makes it again from the last checkpoint'
     ) from error
   return result
 
 
 def closing_table(result: Mapping[str, Any]) -> str:
-  """The table at the end of a run."""
+  """The table of a result: costs of the full and of the learned network, and
+  accuracies. Figures that were not measured are left out or a dash."""
   title = '{network} on {dataset}, seed {seed}'.format(**result)
   baseline, learned = result['baseline'], result['learned']
   heads = f'{"baseline":>16}{"learned":>16}{"ratio":>9}' if learned else ''
@@ -95,7 +96,11 @@ def closing_table(result: Mapping[str, Any]) -> str:
   lines.append(f'{"test top-5":18}{percent(result["test_top5"]):>16}')
   difference = result['compact_max_abs_diff']
   if difference is not None:
-    lines += ['', f'cut against hard-gated logits: differ by {difference:.1e}']
+    lines += [
+      '',
+      'equivalence check, pruned vs. masked model: max abs logit difference'
+      f' {difference:.1e}',
+    ]
   return '\n'.join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Loading the network that a run has left."""
+"""Loads the final network of a run."""
 
 import os
 import pathlib
@@ -11,10 +11,11 @@ from dnal_jax.workdir import architecture, weights
 
 
 def load(workdir: str | os.PathLike) -> tuple[models.Network, dict[str, Any]]:
-  """(net, variables) of a finished run; needs no training code.
+  """(net, variables) of a finished run, without any training code.
 
   `net.apply(variables, images)` gives logits [B, classes] float32 for images
-  [B, H, W, C] float32, normalised with the config's data.mean and data.std.
+  [B, H, W, C] float32 that are normalised by the config's data.mean and
+  data.std.
 
   Raises:
     UserError: a file is missing, damaged, or does not fit the others.

@@ -1,8 +1,7 @@
-"""The weights of a network as one file of safetensors, in a run's folder.
+"""The weights of a run's final network, as one safetensors file.
 
-The file may be a stranger's: its size and its header, which tells every array's
-dtype and shape, are held against what the network needs before an array is
-read.
+The file is untrusted: its size and its header, which has the dtype and shape of
+every array, are checked against what the network needs before an array is read.
 """
 
 from collections.abc import Mapping
@@ -20,18 +19,18 @@ from dnal_jax.workdir import json_files
 from dnal_jax.workdir.json_files import short_repr
 
 FILE = 'model/variables.safetensors'
-_PREFIX = 8  # bytes that hold the length of the header
+_PREFIX = 8  # bytes, which hold the length of the header
 _FIX = "; bring it back from a copy of the run's folder"
 
 
 def write(workdir: pathlib.Path, variables: surgery.Variables) -> None:
-  """All that `apply` needs beside the architecture."""
+  """Writes the arrays that `apply` needs: parameters and running averages."""
   path = workdir / FILE
   path.parent.mkdir(parents=True, exist_ok=True)
   flat = trees.flatten(variables)
   arrays = {k: np.ascontiguousarray(a) for k, a in flat.items()}
   part = path.with_name(f'{path.name}.part')
-  # By Python, whose errors tell what is wrong with a disk.
+  # Not by safetensors, whose errors do not say what is wrong with a disk.
   part.write_bytes(safetensors.numpy.save(arrays))
   part.replace(path)
 
@@ -40,10 +39,10 @@ def read(
   workdir: pathlib.Path,
   want: Mapping[str, tuple[tuple[int, ...], np.dtype]],
 ) -> dict[str, np.ndarray]:
-  """{path: array} of exactly the shapes and dtypes wanted, all finite.
+  """{path: array} of exactly the paths, shapes and dtypes in `want`; finite.
 
   Raises:
-    UserError: the file is missing, damaged, or holds something else.
+    UserError: the file is missing or damaged, or has other arrays.
   """
   path = workdir / FILE
   try:
@@ -60,17 +59,17 @@ def read(
   for key, array in arrays.items():
     if not np.isfinite(array).all():
       raise errors.UserError(
-        f"'{path}': '{key}' holds what is not a finite number{_FIX}"
+        f"'{path}': '{key}' holds NaN or an infinity{_FIX}"
       )
   return arrays
 
 
 def _check(path: pathlib.Path, size: int, want: Mapping[str, Any]) -> None:
-  """Holds the file's size and header against the arrays that are wanted.
+  """Checks the file's size and header against the arrays in `want`.
 
   Raises:
-    UserError: they are of other arrays.
-    ValueError: they are of no file of safetensors.
+    UserError: it has other arrays.
+    ValueError: it is not a safetensors file.
   """
   body = sum(
     math.prod(shape) * dtype.itemsize for shape, dtype in want.values()
@@ -89,16 +88,16 @@ def _check(path: pathlib.Path, size: int, want: Mapping[str, Any]) -> None:
     raise ValueError('its header is not an object')
   header.pop('__metadata__', None)
   for key in sorted(want.keys() | header.keys()):
-    should, told = None, header.get(key)
+    expected, found = None, header.get(key)
     if key in want:
       shape, dtype = want[key]
-      should = [f'{dtype.kind.upper()}{8 * dtype.itemsize}', list(shape)]
-    if isinstance(told, dict):
-      told = [told.get('dtype'), told.get('shape')]
-    if should != told:
+      expected = [f'{dtype.kind.upper()}{8 * dtype.itemsize}', list(shape)]
+    if isinstance(found, dict):
+      found = [found.get('dtype'), found.get('shape')]
+    if expected != found:
       raise errors.UserError(
         f"'{path}' does not fit architecture.json: {short_repr(key)} should be"
-        f' {should} and is {short_repr(told)}{_FIX}'
+        f' {expected} and is {short_repr(found)}{_FIX}'
       )
   if size != _PREFIX + length + body:
     raise ValueError(

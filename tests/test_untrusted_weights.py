@@ -1,11 +1,11 @@
-"""Weights from strangers: the arrays that the network needs, or one message."""
+"""Untrusted weights are the arrays that the network needs, or refused."""
 
 import copy
 import json
 import struct
 
 import pytest
-from strangers import LOGITS, UP, VALID, joined, make, refused, split
+from untrusted import LOGITS, UP, VALID, joined, make, refused, split
 
 from dnal_jax.workdir import weights
 
@@ -16,7 +16,7 @@ def workdir(tmp_path):
 
 
 def of_header(mutate):
-  """A mutation of the file by one of its header."""
+  """A mutation of the file that mutates its header."""
 
   def mutated(content):
     header, data = split(content)
@@ -27,7 +27,7 @@ def of_header(mutate):
 
 
 def of_values(value):
-  """A mutation of the last four bytes."""
+  """A mutation that sets the last float32."""
   return lambda content: content[:-4] + struct.pack('<f', value)
 
 
@@ -80,30 +80,30 @@ def renamed(header):
     ),
     (of_header(lambda h: h.update({LOGITS: 7})), 'and is 7'),
     (of_header(lambda h: h.update(x=None)), 'cannot read'),
-    (of_values(float('nan')), 'holds what is not a finite number'),
-    (of_values(float('-inf')), 'holds what is not a finite number'),
+    (of_values(float('nan')), 'holds NaN or an infinity'),
+    (of_values(float('-inf')), 'holds NaN or an infinity'),
   ],
   ids=range(25),
 )
 def test_weights_that_do_not_fit(mutate, message, workdir):
   path = workdir / weights.FILE
   path.write_bytes(mutate(path.read_bytes()))
-  told = refused(workdir)
-  assert message in told
-  assert 'variables.safetensors' in told
-  assert "bring it back from a copy of the run's folder" in told
+  error = refused(workdir)
+  assert message in error
+  assert 'variables.safetensors' in error
+  assert "bring it back from a copy of the run's folder" in error
 
 
 def test_weights_of_another_architecture(workdir):
   document = copy.deepcopy(VALID)
   document['gates']['gate3_2'] = [1, 2, 3]
   (workdir / 'architecture.json').write_text(json.dumps(document))
-  told = refused(workdir)
-  assert 'does not fit architecture.json' in told
-  assert "'batch_stats/conv3_2/bn/mean' should be ['F32', [3]]" in told
+  error = refused(workdir)
+  assert 'does not fit architecture.json' in error
+  assert "'batch_stats/conv3_2/bn/mean' should be ['F32', [3]]" in error
 
 
-def test_a_key_that_is_there_twice_in_the_header(workdir):
+def test_duplicate_key_in_the_header(workdir):
   path = workdir / weights.FILE
   header, data = split(path.read_bytes())
   body = json.dumps(header).encode()[1:]

@@ -1,4 +1,4 @@
-"""Folders of a run as a stranger might hand them over, for the tests."""
+"""A small valid run folder, and means to corrupt it."""
 
 import json
 import struct
@@ -21,7 +21,7 @@ UP = '../../../etc/passwd'
 
 
 def make(folder):
-  """A folder that loads: VALID, and weights that fit it."""
+  """Makes the folder loadable: VALID, and weights that fit it."""
   path = folder / 'architecture.json'
   path.write_text(json.dumps(VALID))
   rng = np.random.default_rng(0)
@@ -36,10 +36,10 @@ def make(folder):
 
 
 def refused(folder):
-  """The message of `load`, which must name the folder."""
-  with pytest.raises(errors.UserError) as told:
+  """The message of `load`: one short line that names the folder."""
+  with pytest.raises(errors.UserError) as raised:
     dnal_jax.load(folder)
-  message = str(told.value)
+  message = str(raised.value)
   assert str(folder) in message
   assert len(message) < 600
   assert '\n' not in message
@@ -47,12 +47,12 @@ def refused(folder):
 
 
 def split(content):
-  """(header, data) of a file of safetensors."""
+  """(parsed header, data) of the content of a safetensors file."""
   (length,) = struct.unpack('<Q', content[:8])
   return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 def joined(header, data):
-  """The file of a header, as JSON or as bytes, and of data."""
-  told = header if isinstance(header, bytes) else json.dumps(header).encode()
-  return struct.pack('<Q', len(told)) + told + data
+  """The content of a safetensors file; `header` is bytes or becomes JSON."""
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  return struct.pack('<Q', len(text)) + text + data

@@ -1,0 +1,159 @@
+"""Exit codes and messages of commands."""
+
+import logging
+import os
+import subprocess
+import sys
+import types
+
+from absl import flags
+from absl import logging as absl_logging
+from commands import ROOT, run_here
+import pytest
+
+from dnal_jax import cli, dryrun, errors, prepare, status, summary
+import dnal_jax.main
+
+COMMANDS = [dnal_jax.main, dryrun, prepare, status, summary]
+
+
+def command(end):
+  """A command without flags that ends in an exception, or prints a line."""
+
+  def body(argv):
+    if end is not None:
+      raise end
+    print(f'arguments: {argv[1:]}')
+
+  return types.SimpleNamespace(
+    __name__='command', body=body, FLAGS=flags.FlagValues()
+  )
+
+
+@pytest.mark.parametrize(
+  ('end', 'code', 'out', 'err'),
+  [
+    (None, 0, "arguments: ['a', 'b']\n", ''),
+    (errors.UserError('the fix'), 2, '', 'error: the fix\n'),
+    (OSError(28, 'No space'), 2, '', 'error: [Errno 28] No space\n'),
+    (errors.Stopped('where'), 75, '', 'where\n'),
+  ],
+)
+def test_exit_codes(end, code, out, err):
+  assert run_here(command(end), 'a', 'b') == (code, out, err)
+
+
+def test_interrupted():
+  ended = run_here(command(KeyboardInterrupt()))
+  assert ended.code == 130
+  assert 'the same command goes on from the last checkpoint' in ended.out
+
+
+def test_a_bug_shows_its_traceback():
+  ended = run_here(command(ZeroDivisionError('a bug')))
+  assert ended.code == 1
+  assert ended.err.startswith('Traceback (most recent call last):')
+  assert ended.err.endswith('ZeroDivisionError: a bug\n')
+
+
+@pytest.mark.parametrize('module', COMMANDS, ids=lambda m: m.__name__)
+def test_help_shows_the_docstring_and_every_flag(module):
+  ended = run_here(module, '--help')
+  assert (ended.code, ended.err) == (0, '')
+  assert ended.out.startswith(module.__doc__.strip().splitlines()[0])
+  for name in module.FLAGS:
+    assert f'  --{name}: ' in ended.out
+
+
+@pytest.mark.parametrize('module', COMMANDS, ids=lambda m: m.__name__)
+def test_unknown_flags_and_stray_arguments(module):
+  ended = run_here(module, '--nope')
+  assert (ended.code, ended.out) == (2, '')
+  assert "error: Unknown command line flag 'nope'" in ended.err
+  if module is not status:  # whose arguments are folders
+    ended = run_here(module, 'stray')
+    assert (ended.code, ended.out) == (2, '')
+    assert "unexpected argument 'stray'; flags are --key=value" in ended.err
+
+
+def test_flags_do_not_outlive_a_command():
+  assert run_here(summary, '--network=vgg7_digits', '--json').code == 0
+  config = '--config=configs/quickstart.py'
+  ended = run_here(summary, config, '--config.network.width=0.25')
+  assert ended.code == 0
+  assert not ended.out.startswith('{')
+  assert set(summary.FLAGS) == {'config', 'network', 'architecture', 'json'}
+  again = run_here(summary, config)
+  assert again.code == 0
+  assert again.out != ended.out
+
+
+@pytest.mark.parametrize(
+  ('path', 'shown'),
+  [
+    ('site-packages/orbax/checkpoint/_src/metadata.py', False),
+    ('site-packages/tensorflow_datasets/core/reader.py', True),
+  ],
+)
+def test_of_absl_messages_those_of_orbax_alone_are_hidden(path, shown):
+  record = logging.LogRecord(
+    'absl', absl_logging.ERROR, path, 1, 'message', (), None
+  )
+  assert cli._is_not_of_orbax(record) == shown
+
+
+LOGS = """
+from absl import flags, logging
+import jax
+from dnal_jax import cli
+def body(argv):
+  logging.error('of a library that uses absl')
+  logging.warning('of no interest')
+  exec(compile("logging.error('of orbax')", 'lib/orbax/a.py', 'exec'))
+  jax.devices()
+cli.main(body, flags.FlagValues())
+"""
+
+
+@pytest.mark.slow
+def test_errors_of_plugins_of_jax_are_shown(tmp_path):
+  """And those of libraries that use absl, but for orbax."""
+  plugin = tmp_path / 'jax_plugins/broken/__init__.py'
+  plugin.parent.mkdir(parents=True)
+  plugin.write_text("def initialize(): raise RuntimeError('it is broken')")
+  done = subprocess.run(
+    (sys.executable, '-c', LOGS),
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{ROOT}'},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert 'Jax plugin configuration error' in done.stderr
+  assert 'RuntimeError: it is broken' in done.stderr
+  assert 'of a library that uses absl' in done.stderr
+  assert 'of orbax' not in done.stderr
+  assert 'of no interest' not in done.stderr
+
+
+THREAD = """
+import threading, time
+from absl import flags
+from dnal_jax import cli, errors
+def body(argv):
+  threading.Thread(target=time.sleep, args=(600,)).start()
+  raise errors.Stopped('the disk does not respond')
+cli.main(body, flags.FlagValues())
+"""
+
+
+def test_a_failed_process_does_not_wait_for_threads():
+  done = subprocess.run(
+    (sys.executable, '-c', THREAD),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (75, 'the disk does not respond\n')

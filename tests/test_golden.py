@@ -1,0 +1,137 @@
+"""Folders that version 1 wrote are read, finished and reproduced.
+
+Floating-point results depend on the processor, so they are compared only where
+`golden/cpu.txt` names this one (`golden/README.md`).
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+from commands import (
+  ROOT,
+  assert_same,
+  command,
+  fail,
+  metrics,
+  result,
+  run_here,
+  succeed,
+)
+import numpy as np
+import pytest
+
+import dnal_jax
+from dnal_jax import status, summary
+import dnal_jax.main
+from dnal_jax.workdir import architecture
+
+GOLDEN = ROOT / 'tests/golden'
+# The config of the runs in version_1, in today's keys.
+FLAGS = (
+  '--config.network.width=0.25',
+  '--config.grad_accum_steps=2',
+  '--config.max_nan_restarts=1',
+  '--config.stages.warmup.epochs=1',
+  '--config.stages.search.epochs=2',
+  '--config.stages.search.delta_end=100.0',
+  '--config.stages.search.train.gates.lr.base=0.1',
+  '--config.stages.finetune.epochs=1',
+  '--config.stages.finetune.gate_threshold=0.5',
+  '--config.checkpoint_steps=10',
+)
+
+
+def is_golden_cpu():
+  """Whether the golden runs were made on a processor of this kind."""
+  name = (GOLDEN / 'cpu.txt').read_text().strip()
+  info = pathlib.Path('/proc/cpuinfo')
+  return info.exists() and name in info.read_text()
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Copies of the folders of version 1, which tests may write to."""
+  return shutil.copytree(GOLDEN / 'version_1', tmp_path / 'version_1')
+
+
+def test_finished_run_loads_and_summarises(folder):
+  net, variables = dnal_jax.load(folder / 'finished')
+  logits = net.apply(variables, np.zeros((2, 8, 8, 1), np.float32))
+  assert logits.shape == (2, 10)
+  assert np.isfinite(logits).all()
+  path = folder / 'finished/architecture.json'
+  counts = summary.summarise(*architecture.read(path))
+  recorded = result(folder / 'finished')
+  for key in ('baseline', 'learned', 'gates'):
+    assert counts[key] == recorded[key]
+  ids = json.loads(path.read_text())['gates'].values()
+  assert counts['gates']['kept'] == sum(map(len, ids)) > 0
+
+
+@pytest.mark.parametrize(
+  ('name', 'now', 'step'),
+  [('finished', 'finished', 68), ('stopped',) * 2 + (44,)],
+)
+def test_status_of_version_1(name, now, step, folder):
+  row = status.read(folder / name)
+  assert (row['now'], row['run_step'], row['run_steps']) == (now, step, 68)
+  assert f'run         step {step} of 68' in status.text(row)
+
+
+def test_finished_run_is_recognised_and_left_alone(folder):
+  workdir = folder / 'finished'
+  before = {f: f.read_bytes() for f in workdir.rglob('*') if f.is_file()}
+  ended = run_here(dnal_jax.main, *command(workdir, *FLAGS)[3:])
+  assert ended.code == 0, ended
+  assert f"'{workdir}' is finished; nothing to do." in ended.out
+  difference = json.loads((workdir / 'result.json').read_text())[
+    'compact_max_abs_diff'
+  ]
+  assert f'max abs logit difference {difference:.1e}' in ended.out
+  assert before == {
+    f: f.read_bytes() for f in workdir.rglob('*') if f.is_file()
+  }
+
+
+def test_another_config_is_refused_by_its_new_key(folder):
+  message = fail(
+    folder / 'stopped', *FLAGS, '--config.stages.finetune.gate_threshold=0.25'
+  )
+  difference = 'stages.finetune.gate_threshold (folder: 0.5, now: 0.25)'
+  assert f'keys that differ: {difference}. Choose' in message
+
+
+@pytest.mark.slow
+def test_stopped_run_goes_on_to_the_end(folder):
+  """From the middle of the second epoch of its search."""
+  printed = succeed(folder / 'stopped', *FLAGS)
+  assert "'search', 1 of 2 epochs and 10 steps done" in printed
+  assert 'damaged' not in printed
+  rows, expected = (metrics(folder / n) for n in ('stopped', 'finished'))
+  assert [r['epochs_done'] for r in rows] == [1, 2, 3, 4]
+  # These rows were written before it was stopped.
+  assert rows[:2] == expected[:2]
+  assert result(folder / 'stopped').keys() == result(folder / 'finished').keys()
+  if is_golden_cpu():
+    assert_same(folder / 'stopped', folder / 'finished')
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not is_golden_cpu(), reason='another processor')
+def test_demo_reproduces_its_golden_run(tmp_path):
+  """`make demo` as users run it, without the XLA flags of `conftest.py`."""
+  workdir = tmp_path / 'demo'
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  subprocess.run(command(workdir), cwd=ROOT, env=environment, check=True)
+  golden = GOLDEN / 'demo'
+  assert result(workdir) == result(golden)
+  assert metrics(workdir) == metrics(golden)
+  architectures = (f / 'architecture.json' for f in (workdir, golden))
+  assert len({path.read_bytes() for path in architectures}) == 1
+  weights = (workdir / 'model/variables.safetensors').read_bytes()
+  digest = (golden / 'variables.sha256').read_text().split()[0]
+  assert hashlib.sha256(weights).hexdigest() == digest
