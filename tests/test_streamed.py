@@ -4,7 +4,8 @@ import dataclasses
 import io
 import shutil
 
-from commands import SHORT, Processes, command, fail, metrics, result, succeed
+from commands import SHORT, Processes, command, metrics, result
+from in_process import run
 import jax
 import numpy as np
 from photographs import jpeg, photographs
@@ -12,6 +13,7 @@ from PIL import Image
 import pytest
 from scipy import stats
 
+from configs import mbv2_imagenet
 import dnal_jax
 from dnal_jax import errors
 from dnal_jax.data import Data, crops, records, sources
@@ -417,25 +419,35 @@ FLAGS = (
 
 
 @pytest.mark.slow
-def test_a_run_on_a_folder_by_one_flag(damaged, tmp_path):
+def test_a_run_on_a_folder_by_one_flag(damaged, tmp_path, capsys):
   """It names a broken image; with skip_broken it says how many it skipped."""
   flags = (f'--config.data.folder={damaged}', *FLAGS)
-  config = 'configs/mbv2_imagenet.py'
+
+  def refused(name, *flags):
+    with pytest.raises(errors.UserError) as raised:
+      run(tmp_path / name, *flags, of=mbv2_imagenet)
+    return str(raised.value)
+
   stopped = tmp_path / 'stopped'
-  told = fail(stopped, *flags, config=config)
-  assert told.endswith(
-    'bee/7.jpg; replace it, or set data.skip_broken=True to go on without'
-  )
+  message = refused('stopped', *flags)
+  assert 'bee/7.jpg' in message
+  assert 'set data.skip_broken=True' in message
   assert not (stopped / 'metrics.jsonl').read_text()
   flags += ('--config.data.skip_broken=True',)  # a key that may change
-  printed = succeed(stopped, *flags, config=config)
+  run(stopped, *flags, of=mbv2_imagenet)
   stopped.rename(tmp_path / 'run')
-  assert '2 images could not be decoded and were skipped' in printed
+  skipped = '2 images could not be decoded and were skipped'
+  assert skipped in capsys.readouterr().out
   # Each of two processes meets the broken images of its own rows.
-  two = command(tmp_path / 'two', *flags, config=config)
-  (code, printed, told), (other, *_) = Processes(two, two).ended()
-  assert code == other == 0, told
-  assert '2 images could not be decoded and were skipped' in printed
+  two = command(
+    tmp_path / 'two',
+    *flags,
+    "--config.order=('warmup',)",
+    config='configs/mbv2_imagenet.py',
+  )
+  (code, printed, message), (other, *_) = Processes(two, two).ended()
+  assert code == other == 0, message
+  assert skipped in printed
   (begun, *_), (same, *_) = (metrics(tmp_path / n) for n in ('two', 'run'))
   for key in ('loss', 'validation_loss'):
     assert begun[key] == pytest.approx(same[key], rel=1e-3)
@@ -449,9 +461,8 @@ def test_a_run_on_a_folder_by_one_flag(damaged, tmp_path):
   (killed / 'result.json').unlink()
   extra = damaged / 'train' / 'ant' / '0.jpg'
   shutil.copy(extra, extra.with_name('new.jpg'))
-  told = fail(killed, *flags, config=config)
-  assert 'had 22 images to train on when this run began, now it has 23' in told
-  told = fail(
-    tmp_path / 'other', *flags, '--config.data.classes=9', config=config
-  )
-  assert f"data.classes is 9, but '{damaged}' has 3 classes" in told
+  message = refused('killed', *flags)
+  assert 'had 22 images' in message
+  assert 'now it has 23' in message
+  message = refused('other', *flags, '--config.data.classes=9')
+  assert f"data.classes is 9, but '{damaged}' has 3 classes" in message
