@@ -1,6 +1,7 @@
 """Runs in the process of the test: no start of Python and JAX to wait for."""
 
 import ast
+import contextlib
 
 from configs import quickstart
 from dnal_jax import train
@@ -12,10 +13,9 @@ def config(*flags, of=quickstart):
   values = of.get_config()
   for flag in flags:
     key, value = flag.removeprefix('--config.').split('=', 1)
-    try:
+    # Otherwise it is a string without quotes.
+    with contextlib.suppress(SyntaxError, ValueError):
       value = ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-      pass  # a string without quotes
     values.update_from_flattened_dict({key: value})
   return values.to_dict()
 
