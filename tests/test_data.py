@@ -1,4 +1,4 @@
-"""Splits that do not touch, batches that are a function of (seed, step)."""
+"""Disjoint splits, and batches that are a function of (seed, step)."""
 
 import dataclasses
 from functools import partial
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dnal_jax import errors
-from dnal_jax.data import Data, batches, memory
+from dnal_jax.data import Data, batches, memory, sources
 
 AS_IS = Data('numbered', (0.0,), (1.0,), image=8, classes=20, validation=1)
 DIGITS = Data(
@@ -41,7 +41,7 @@ def test_digits_splits_are_disjoint_and_complete():
 
 
 def test_small_images_get_margins_and_channels():
-  splits = load(image=12, mean=(0.3,) * 3)
+  splits = load(image=12, mean=(0.3,) * 3, std=(0.4,) * 3)
   images = splits.train.images
   assert images.shape == (1140, 12, 12, 3)
   assert images[:, :2].max() == images[:, -2:].max() == 0
@@ -93,6 +93,67 @@ def numbered():
   images = np.zeros((20, 8, 8, 1), np.uint8)
   images[:, 3, 2, 0] = np.arange(1, 21)
   return jnp.asarray(images), jnp.arange(20)
+
+
+def open_source(**changes):
+  return sources.open_source(
+    dataclasses.replace(DIGITS, **changes),
+    seed=0,
+    batch_size=200,
+    eval_batch_size=100,
+  )
+
+
+def test_inputs_are_those_of_the_epoch_of_a_step():
+  source = open_source()
+  assert (source.images, source.steps_per_epoch) == (1140, 5)
+  assert source.steps_per_call > 1
+  images, labels, order = source.inputs(3, 2)
+  np.testing.assert_array_equal(images, load().train.images)
+  np.testing.assert_array_equal(labels, load().train.labels)
+  for step in (5, 0, 12):  # later, and again
+    _, _, other = source.inputs(step, 1)
+    want = batches.epoch_order(0, step // 5, 1140)
+    np.testing.assert_array_equal(other, want)
+    assert np.array_equal(other, order) == (step < 5)
+  with pytest.raises(AssertionError):
+    source.inputs(3, 3)  # in two epochs
+  source.close()
+  source.close()
+
+
+def test_a_described_source_has_shapes_but_no_images():
+  opened = open_source()
+  described = sources.describe_source(DIGITS, seed=0, batch_size=200)
+  assert described.images == opened.images
+  assert described.steps_per_epoch == opened.steps_per_epoch
+  assert described.steps_per_call == opened.steps_per_call
+  inputs = opened.inputs(0, 1)
+  assert described.input_shapes() == jax.eval_shape(lambda: inputs)
+  made, want = (s.train_batch(inputs, 2) for s in (described, opened))
+  jax.tree.map(np.testing.assert_array_equal, made, want)
+  for ask in (
+    lambda: described.inputs(0, 1),
+    lambda: next(described.eval_inputs('test')),
+    lambda: described.eval_batch(inputs[:2], 0),
+  ):
+    with pytest.raises(RuntimeError, match='without images'):
+      ask()
+
+
+def test_sources_that_cannot_be():
+  with pytest.raises(errors.UserError, match=r"digit'.*did you mean 'digits'"):
+    open_source(name='digit')
+  for source in (
+    lambda: open_source(train_limit=100),
+    lambda: sources.describe_source(DIGITS, seed=0, batch_size=2000),
+  ):
+    with pytest.raises(errors.UserError, match=r'batch_size is .* there are'):
+      source()
+  with pytest.raises(errors.UserError, match=r"'svhn'.* not known without"):
+    sources.describe_source(
+      dataclasses.replace(DIGITS, name='svhn'), seed=0, batch_size=2
+    )
 
 
 def test_an_epoch_shows_every_image_once_and_the_next_in_other_order(numbered):
@@ -196,12 +257,11 @@ def test_real_tfds_files_are_read_once(tmp_path, monkeypatch):
       check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done.stdout.splitlines()[-1]
 
   (tmp_path / 'tfds').mkdir()
-  python(WRITE)
-  before = written(tmp_path / 'tfds')
   shapes = '[(40, 32, 32, 3), (10, 32, 32, 3), (20, 32, 32, 3)] 90'
-  assert python(READ) == f'{shapes} True'
+  assert python(WRITE + READ) == f'{shapes} True'
+  before = written(tmp_path / 'tfds')
   assert python(READ) == f'{shapes} False'  # from the cache, no TensorFlow
   assert written(tmp_path / 'tfds') == before

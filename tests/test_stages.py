@@ -1,4 +1,4 @@
-"""Schedules, patterns and what a list of stages must satisfy."""
+"""Schedules, parameter groups, and what a list of stages must satisfy."""
 
 import dataclasses
 import math
@@ -7,7 +7,11 @@ import pytest
 
 from dnal_jax import errors
 from dnal_jax.training import stages
-from dnal_jax.training.optimizer import ParamGroup
+from dnal_jax.training.optimizer import (
+  ParamGroup,
+  assign_groups,
+  make_optimizer,
+)
 from dnal_jax.training.schedule import LearningRate
 from dnal_jax.training.stages import Stage
 
@@ -20,14 +24,10 @@ PATHS = [
 ]
 
 
-def rate(**kwargs):
-  return LearningRate(**kwargs)
-
-
 def test_constant_and_steps():
-  constant = rate(base=0.01)
+  constant = LearningRate(base=0.01)
   assert float(constant(7.5)) == pytest.approx(0.01)
-  steps = rate(base=0.01, schedule='steps', drops=(10.0, 40.0))
+  steps = LearningRate(base=0.01, schedule='steps', drops=(10.0, 40.0))
   got = [float(steps(e)) for e in (0, 9.99, 10, 39.9, 40, 69)]
   want = [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4]
   assert got == pytest.approx(want, rel=1e-5)
@@ -36,29 +36,42 @@ def test_constant_and_steps():
 def test_cosine_with_the_published_offsets():
   """MobileNetV2 warms up to half its rate and fine-tunes from position 30 of
   120; the supernet's warm-up of 100 epochs of 150 ends at a quarter."""
-  warmup = rate(base=0.1, schedule='cosine', horizon=160)
+  warmup = LearningRate(base=0.1, schedule='cosine', horizon=160)
   assert float(warmup(80)) == pytest.approx(0.05)
-  supernet = rate(base=0.05, schedule='cosine', horizon=150)
+  supernet = LearningRate(base=0.05, schedule='cosine', horizon=150)
   assert float(supernet(100)) == pytest.approx(0.0125)
-  finetune = rate(base=0.1, schedule='cosine', horizon=120, start=30)
+  finetune = LearningRate(base=0.1, schedule='cosine', horizon=120, start=30)
   begin = 0.05 * (1 + math.cos(math.pi / 4))
   assert float(finetune(0)) == pytest.approx(begin)
   assert float(finetune(90)) == pytest.approx(0, abs=1e-8)
   assert float(finetune(91)) == pytest.approx(0, abs=1e-8)
 
 
-def group(match, **kwargs):
-  return ParamGroup(match, LearningRate(0.1), **kwargs)
+def test_coefficients_replace_its_own():
+  """As arguments of a compiled step, which then serves every such schedule."""
+  one = LearningRate(base=0.1, schedule='cosine', horizon=160)
+  other = LearningRate(base=0.3, schedule='cosine', horizon=120, start=30)
+  for epoch in (0, 7.5, 80):
+    assert float(one(epoch, other.coefficients)) == float(other(epoch))
+    assert float(one(epoch, one.coefficients)) == float(one(epoch))
+
+
+def test_scaled_rates_are_multiplied_and_nothing_else():
+  lr = LearningRate(base=0.1, schedule='cosine', horizon=160)
+  stage = Stage('s', 80, {'w': ParamGroup('params/.*', lr, 0.8, 1e-4)}, ema=0.9)
+  half = stage.scaled(0.5)
+  assert half.hyperparams(0).rates['w']['base'] == 0.05
+  assert float(half.train['w'].lr(40)) == float(lr(40)) / 2
+  assert half.scaled(2.0) == stage
+
+
+def group(match):
+  return ParamGroup(match, LearningRate(0.1))
 
 
 def test_groups_name_what_trains():
-  stage = Stage(
-    'search',
-    1,
-    {'gates': group('gates/.*'), 'head': group('params/head/.*')},
-    delta_end=1e4,
-  )
-  assert stage.groups(PATHS) == {
+  groups = {'gates': group('gates/.*'), 'head': group('params/head/.*')}
+  assert assign_groups(groups, PATHS) == {
     'params/head/logits/kernel': 'head',
     'params/head/logits/bias': 'head',
     'gates/gate1/g': 'gates',
@@ -66,26 +79,27 @@ def test_groups_name_what_trains():
 
 
 def test_pattern_that_matches_nothing():
-  stage = Stage('search', 1, {'head': group('params/classifier/.*')})
-  with pytest.raises(errors.UserError) as told:
-    stage.groups(PATHS)
-  assert "'params/classifier/.*'" in str(told.value)
-  assert "'params/head/logits/kernel'" in str(told.value)
+  groups = {'head': group('params/classifier/.*')}
+  with pytest.raises(errors.UserError) as raised:
+    assign_groups(groups, PATHS)
+  assert "'params/classifier/.*' of group 'head'" in str(raised.value)
+  assert "'params/head/logits/kernel'" in str(raised.value)
 
 
 def test_patterns_that_overlap():
-  stage = Stage('s', 1, {'a': group('params/.*'), 'b': group('.*/bias')})
-  with pytest.raises(errors.UserError, match="'a' and 'b'"):
-    stage.groups(PATHS)
+  groups = {'a': group('params/.*'), 'b': group('.*/bias')}
+  with pytest.raises(errors.UserError, match=r"/bias' is in .*'a' and 'b'"):
+    assign_groups(groups, PATHS)
 
 
 def test_optimizer_is_pytorchs_sgd_per_group():
-  """Two steps by hand: L2 in the gradient, momentum before the rate."""
+  """Two steps by hand: L2 is added to the gradient, and the rate multiplies
+  the momentum."""
   stage = Stage(
     's', 1, {'w': ParamGroup('params/.*', LearningRate(0.1), 0.9, 0.01)}
   )
   paths = ['params/w']
-  tx = stage.optimizer(paths, 1, stage.hyperparams(0).rates)
+  tx = make_optimizer(stage.train, paths, 1, stage.hyperparams(0).rates)
   w, velocity = 2.0, 0.0
   leaf = {'params/w': 2.0}
   state = tx.init(leaf)
@@ -102,13 +116,13 @@ def test_optimizer_is_pytorchs_sgd_per_group():
   [
     ({'epochs': 0}, 'epochs is 0; it must be at least 1'),
     ({'epochs': -3}, 'epochs is -3'),
-    ({'penalty': -1.0}, 'must not be negative'),
-    ({'delta_end': 1.0}, 'must be above 1'),
-    ({'gate_threshold': 1.5}, 'between 0 and 1'),
+    ({'penalty': -1.0}, 'penalty is -1.0; it must be at least 0'),
+    ({'delta_end': 1.0}, 'delta_end is 1.0; it must be above 1'),
+    ({'gate_threshold': 1.5}, r'gate_threshold is 1.5; .* in \(0, 1\)'),
     ({'gate_threshold': 0.9, 'epochs': -1}, 'must be at least 0'),
   ],
 )
-def test_values_that_make_no_sense(change, message):
+def test_a_stage_made_in_python_is_checked(change, message):
   stage = Stage('s', 5, {})
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(stage, **change)
