@@ -49,7 +49,7 @@ def build(network, width):
 
 
 def check_moved(net, moved):
-  """Devices exchange the gradients of what trains and sums of BatchNorm only."""
+  """Devices exchange gradients of what trains, and sums of BatchNorm, only."""
   shapes = walk.graph_of(net, (8, 8, 1)).shapes
   params, head, moments = (
     4 * sum(math.prod(a.shape) for a in trees.flatten(tree).values())

@@ -55,8 +55,8 @@ def test_search_step_has_no_gradient_of_kernels():
 
 
 def test_residual_sums_are_not_computed_again():
-  """XLA on CPU may fuse a cheap operation into each of its consumers. Of a chain
-  of sums, the last fusion would then read the terms of all of them."""
+  """XLA on CPU may fuse a cheap operation into each of its consumers; in a
+  chain of sums, the last fusion would then read the terms of all of them."""
   net = models.get('resnet8_digits').build(classes=10, blocks=(8, 1, 1))
   _, batch, _ = setting()
   variables = jax.jit(net.init)(jax.random.key(0), batch.image)
