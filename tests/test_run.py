@@ -92,19 +92,11 @@ def _leaves(tree):
     yield from _leaves(value) if isinstance(value, dict) else (value,)
 
 
-# Two epochs of each stage, 17 steps an epoch.
-BRIEF = (
-  '--config.stages.warmup.epochs=2',
-  '--config.stages.search.epochs=2',
-  '--config.stages.finetune.epochs=2',
-)
-
-
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
-  """The folder of such a run, which nothing has interrupted."""
+  """The folder of a run of SHORT that nothing has interrupted."""
   workdir = tmp_path_factory.mktemp('alone') / 'run'
-  in_process.run(workdir, *BRIEF)
+  in_process.run(workdir, *SHORT)
   return workdir
 
 
@@ -136,10 +128,10 @@ def start_and_signal_at(workdir, line, *signals, flags=()):
   return process.returncode, message
 
 
-def check_stopped(code, message, line):
+def check_stopped(code, message, stage):
   """The exit code and the message of a run that a signal has stopped."""
   assert code == 75, message
-  assert f"stopped and saved in '{line.split()[0]}'" in message
+  assert f"stopped and saved in '{stage}'" in message
   assert 'the same command goes on' in message
   assert 'Traceback' not in message
 
@@ -147,16 +139,19 @@ def check_stopped(code, message, line):
 @pytest.mark.slow
 @pytest.mark.xdist_group('run')
 def test_signals_to_a_process(alone, tmp_path):
-  """SIGKILL between the cut and its first checkpoint, then SIGTERM, then to the
-  end: the files are those of the run that nothing has interrupted."""
+  """SIGKILL in the search, SIGTERM after the cut, then to the end: the files
+  are those of the run that nothing has interrupted."""
   hurt = tmp_path / 'run'
-  code, _ = start_and_signal_at(hurt, 'cut to', signal.SIGKILL, flags=BRIEF)
-  assert code == -signal.SIGKILL
-  line = 'finetune 1/'
-  check_stopped(
-    *start_and_signal_at(hurt, line, signal.SIGTERM, flags=BRIEF), line
+  killed, stopped = (
+    start_and_signal_at(hurt, line, number, flags=SHORT)
+    for line, number in (
+      ('search 1/', signal.SIGKILL),
+      ('cut to', signal.SIGTERM),
+    )
   )
-  assert 'going on with' in succeed(hurt, *BRIEF)
+  assert killed[0] == -signal.SIGKILL
+  check_stopped(*stopped, 'finetune')
+  assert 'going on with' in succeed(hurt, *SHORT)
   assert_same(hurt, alone)
 
 
@@ -164,14 +159,14 @@ def test_signals_to_a_process(alone, tmp_path):
 @pytest.mark.xdist_group('run')
 def test_interrupted_at_any_line(alone, tmp_path, capsys):
   """In each stage, and right after the cut, before and after its first
-  checkpoint. The newest checkpoint is 2 steps old."""
-  flags, workdir = (*BRIEF, '--config.checkpoint_steps=5'), tmp_path / 'run'
+  checkpoint. An epoch has 17 steps, so the newest one is 2 steps old."""
+  flags, workdir = (*SHORT, '--config.checkpoint_steps=5'), tmp_path / 'run'
   for line in (
-    'warmup 2/',
+    'warmup 1/',
+    'search 1/',
     'search 2/',
     'cut to',
     'finetune 1/',
-    'finetune 2/',
   ):
     at = in_process.at_line(line, in_process.kill)
     with at, pytest.raises(in_process.Killed):
@@ -185,19 +180,19 @@ def test_interrupted_at_any_line(alone, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.xdist_group('run')
 def test_stopped_by_signals(alone, tmp_path, capsys):
-  """By one in each stage, within an epoch, after which it saves."""
+  """In the first steps after the line, within an epoch."""
   workdir = tmp_path / 'run'
-  for line, number in (
-    ('warmup 1/', signal.SIGTERM),
-    ('search 1/', signal.SIGINT),
-    ('finetune 1/', signal.SIGTERM),
+  for line, number, stage in (
+    ('warmup 1/', signal.SIGTERM, 'search'),
+    ('search 1/', signal.SIGINT, 'search'),
+    ('cut to', signal.SIGTERM, 'finetune'),
   ):
     at = in_process.at_line(line, in_process.send(number))
     with at, pytest.raises(errors.Stopped) as stopped:
-      in_process.run(workdir, *BRIEF)
-    assert f"stopped and saved in '{line.split()[0]}'" in str(stopped.value)
+      in_process.run(workdir, *SHORT)
+    assert f"stopped and saved in '{stage}'" in str(stopped.value)
     assert 'the same command goes on' in str(stopped.value)
-  in_process.run(workdir, *BRIEF)
+  in_process.run(workdir, *SHORT)
   assert capsys.readouterr().out.count('going on with') == 3
   assert_same(workdir, alone)
 
@@ -231,7 +226,8 @@ def test_stopped_demo_saves_and_goes_on_as_if_undisturbed(demo, tmp_path):
     ('search 6/', signal.SIGINT),
     ('finetune 9/', signal.SIGTERM),
   ):
-    check_stopped(*start_and_signal_at(stopped, line, number), line)
+    code, message = start_and_signal_at(stopped, line, number)
+    check_stopped(code, message, line.split()[0])
   succeed(stopped)
   assert_same(stopped, demo[0])
 
@@ -240,7 +236,7 @@ def test_stopped_demo_saves_and_goes_on_as_if_undisturbed(demo, tmp_path):
 def test_a_second_signal_ends_it_at_once(tmp_path):
   signals = (signal.SIGTERM, signal.SIGINT)
   code, message = start_and_signal_at(
-    tmp_path / 'run', 'warmup 1/', *signals, flags=BRIEF
+    tmp_path / 'run', 'warmup 1/', *signals, flags=SHORT
   )
   assert -code in signals
   assert 'once more leaves at once' in message
@@ -316,7 +312,7 @@ def test_search_alone_and_cut_without_finetuning(tmp_path):
 @pytest.mark.xdist_group('run')
 def test_profile_traces_each_stage_and_changes_nothing(alone, tmp_path, capsys):
   """The ten largest costs, by the names of layers; 17 steps an epoch."""
-  in_process.run(tmp_path / 'traced', *BRIEF, '--config.profile=20')
+  in_process.run(tmp_path / 'traced', *SHORT, '--config.profile=20')
   printed = capsys.readouterr().out
   for stage in ('warmup', 'search', 'finetune'):
     found = re.search(
