@@ -11,12 +11,12 @@ demo: .venv/installed
 test: check
 	$(BIN)/python -m pytest -m 'not long'
 
-# What takes long by nature: many kills, many mutations, every network in full
-# depth. Run it before a release, and after changing what it is about.
+# Tests that take minutes each: many kills, many mutations, networks in full
+# depth. Run them before a release and after a change to what they test.
 test-long: .venv/dev
 	$(BIN)/python -m pytest -m long
 
-# What .pre-commit-config.yaml runs, and no more.
+# The same as .pre-commit-config.yaml.
 check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -1,18 +1,22 @@
-"""A short run of all stages on so many virtual CPU devices, told step by step.
+"""A short run of all stages on several virtual CPU devices.
 
-  python tests/on_devices.py DEVICES NETWORK FOLDER [THRESHOLD]
+  python tests/on_devices.py FOLDER --network=NAME [--devices=N] [--width=X]
+    [--epochs=N] [--threshold=X]
 
-One of several processes where JAX_COORDINATOR_ADDRESS and its kin say so.
-Writes to FOLDER/told.json the losses of all steps, what was kept, and for each
-stage the collective operations of a step with their bytes. The schedule is a
-calm one: of a search that sharpens its gates, rounding alone makes another one
-within ten steps. The cut is at THRESHOLD, else where the gates have the widest
-gap between them, which is told, too: no rounding decides what is kept.
+An epoch has two steps. The process is one of several where
+JAX_COORDINATOR_ADDRESS and the variables beside it say so. Writes to
+FOLDER/measured.json the losses of all epochs, the channels that were kept, and
+for each stage the bytes of its step's collective operations.
+
+The learning rates are low and the gates stay soft: of a search that sharpens
+its gates, rounding alone makes another one within ten steps. The threshold of
+the cut is --threshold, else the middle of the widest gap between the gates, so
+that rounding does not decide which channels are kept; it is written, too.
 """
 
+import argparse
 import json
 import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -23,26 +27,26 @@ from dnal_jax.config import parse_config
 from dnal_jax.parallel import processes
 from dnal_jax.search import channel_gates
 from dnal_jax.tpu import hlo
-from dnal_jax.training import loop
-from dnal_jax.workdir import run_state
+from dnal_jax.training import loop, prune
 
-# (learning rate of weights, penalty): something must be learned, something must
-# be closed, and no gate be so near to the threshold that rounding decides.
+STEPS = 2  # of an epoch
+_BATCH = 160
+# Learning rate of the weights, and penalty.
 _SCHEDULES = {
   'vgg7_digits': (0.001, 0.001),
   'mobilenet_v2_digits': (0.005, 0.0002),
 }
 
 
-def config(network):
-  """Four epochs of five steps in each stage; half of the gates are kept."""
+def config(args):
   config = quickstart.get_config()
-  config.network.name = network
-  config.batch_size = 160
-  config.data.train_limit = 5 * 160
-  rate, config.penalty = _SCHEDULES[network]
+  config.network.name = args.network
+  config.network.width = args.width
+  config.batch_size = _BATCH
+  config.data.train_limit = STEPS * _BATCH
+  rate, config.penalty = _SCHEDULES[args.network]
   for stage in ('warmup', 'search', 'finetune'):
-    config.stages[stage].epochs = 4
+    config.stages[stage].epochs = args.epochs
   for stage in ('warmup', 'finetune'):
     config.stages[stage].train.weights.lr.base = rate
   config.stages.search.delta_end = 2.0
@@ -51,57 +55,69 @@ def config(network):
   return config.to_dict()
 
 
-def widest_gap(gates):
-  """The middle of the widest gap between neighbours, of the gates that are not
-  among the lowest or the highest quarter."""
+def middle_of_widest_gap(gates):
+  """Between neighbours, of the gates that are not among the lowest or the
+  highest quarter."""
   values = np.sort(np.concatenate(jax.tree.leaves(gates)))
   values = values[len(values) // 4 : -(len(values) // 4)]
   at = np.diff(values).argmax()
   return float(values[at] + values[at + 1]) / 2
 
 
-def main():
-  devices, network, folder, *threshold = sys.argv[1:]
-  jax.config.update('jax_num_cpu_devices', int(devices))
-  alone = {'coordinator_address', 'num_processes', 'process_id'}
-  processes.join('auto', **dict.fromkeys(alone))
-  losses, moved = [], {}
-  threshold = [float(told) for told in threshold]
-  add, steps = run_state.RunState.add, loop.CompiledStage.train
+def record_collectives():
+  """{stage: {operation: bytes}}, filled in while a run trains."""
+  moved, steps = {}, loop.CompiledStage.train
 
-  def recorded(self, metrics, seconds):
-    losses.extend(float(step['loss']) for step in metrics)
-    add(self, metrics, seconds)
-
-  def looked_at(self, *arguments, **kwargs):
-    done = steps(self, *arguments, **kwargs)
-    stage = ('warmup', 'search', 'finetune')[(len(losses) // 20)]
-    if stage not in moved:
-      moved[stage] = hlo.collectives(self.text())
-    assert self._steps._cache_size() == 1  # compiled once, for all epochs
+  def train_and_record(self, *args, **kwargs):
+    done = steps(self, *args, **kwargs)
+    moved.setdefault(self._stage.name, hlo.collectives(self.text()))
+    assert self._steps._cache_size() == 1  # compiled once for all epochs
     return done
 
-  def prune(network, params, gate_logits, batch_stats, cut, **kwargs):
-    if not threshold:
-      threshold.append(
-        widest_gap(channel_gates.soft(gate_logits, cut.search.delta_end))
-      )
-    cut = cut._replace(threshold=threshold[0])
+  loop.CompiledStage.train = train_and_record
+  return moved
+
+
+def prune_at(threshold):
+  """Has runs cut at `threshold`, or in the widest gap; a list that will hold
+  the threshold."""
+  used, pruned = [], prune.prune
+
+  def prune_there(network, params, gate_logits, batch_stats, cut, **kwargs):
+    soft = channel_gates.soft(gate_logits, cut.search.delta_end)
+    used.append(middle_of_widest_gap(soft) if threshold is None else threshold)
+    cut = cut._replace(threshold=used[0])
     return pruned(network, params, gate_logits, batch_stats, cut, **kwargs)
 
-  pruned, prune.prune = prune.prune, prune
-  run_state.RunState.add = recorded
-  loop.CompiledStage.train = looked_at
-  values = config(network)
-  workdir = pathlib.Path(folder)
-  train.run(parse_config(values), values, workdir)
+  prune.prune = prune_there
+  return used
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument('folder', type=pathlib.Path)
+  parser.add_argument('--network', required=True, choices=_SCHEDULES)
+  parser.add_argument('--devices', type=int, default=1)
+  parser.add_argument('--width', type=float, default=1.0)
+  parser.add_argument('--epochs', type=int, default=3)
+  parser.add_argument('--threshold', type=float)
+  args = parser.parse_args()
+  jax.config.update('jax_num_cpu_devices', args.devices)
+  alone = {'coordinator_address', 'num_processes', 'process_id'}
+  processes.join('auto', **dict.fromkeys(alone))
+  moved, threshold = record_collectives(), prune_at(args.threshold)
+  values = config(args)
+  train.run(parse_config(values), values, args.folder)
   if processes.is_primary():
-    kept = json.loads((workdir / 'architecture.json').read_text())['gates']
-    (workdir / 'told.json').write_text(
-      json.dumps(
-        {'losses': losses, 'kept': kept, 'moved': moved, 'cut_at': threshold[0]}
-      )
-    )
+    rows = (args.folder / 'metrics.jsonl').read_text().splitlines()
+    kept = json.loads((args.folder / 'architecture.json').read_text())['gates']
+    measured = {
+      'losses': [json.loads(row)['loss'] for row in rows],
+      'kept': kept,
+      'moved': moved,
+      'threshold': threshold[0],
+    }
+    (args.folder / 'measured.json').write_text(json.dumps(measured))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A disk that fills up, or may not be written: told, and nothing is lost."""
+"""A disk that fills up or becomes read-only: a message, and nothing is lost."""
 
 import contextlib
 import os
@@ -10,20 +10,21 @@ from commands import (
   SHORT,
   assert_same,
   command,
-  fail,
   start,
-  succeed,
   until,
 )
 from crash_test import left_out, readonly, small_disk
+import in_process
 import pytest
+
+from dnal_jax import errors
 
 FLAGS = (*SHORT, '--config.checkpoint_steps=4')
 
 
 @contextlib.contextmanager
 def disk(folder, size):
-  """A small disk mounted there; gives a function that makes it larger."""
+  """Mounts a small disk there; gives a function that changes its size."""
   why = left_out('full', folder.parent)
   if why:
     pytest.skip(why)
@@ -33,40 +34,48 @@ def disk(folder, size):
     )
 
 
-def check_message(told, folder):
+def check_message(message, folder):
   found = re.search(
     r"'(.*)' is on a disk with ([\d,]+) bytes free, and a checkpoint needs"
     r' ([\d,]+)',
-    told,
+    message,
   )
-  assert found, told
+  assert found, message
   assert found[1] == str(folder / 'run/checkpoints')
   assert int(found[3].replace(',', '')) > 2_300_000  # weights and momenta
-  assert 'the same command goes on' in told
+  assert 'the same command goes on' in message
 
 
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('alone') / 'run'
-  succeed(workdir, *FLAGS)
+  in_process.run(workdir, *FLAGS)
   return workdir
 
 
+def finish(workdir, alone, capsys):
+  """Goes on to the end, which is that of the run that nothing has hurt."""
+  in_process.run(workdir, *FLAGS)
+  assert 'going on with' in capsys.readouterr().out
+  assert_same(workdir, alone)
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group('disk')
-def test_a_disk_that_is_too_small_for_a_checkpoint(alone, tmp_path):
-  with disk(tmp_path / 'disk', '5m') as enlarge:
+def test_a_disk_that_is_too_small_for_a_checkpoint(alone, tmp_path, capsys):
+  with disk(tmp_path / 'disk', '5m') as resize:
     workdir = tmp_path / 'disk/run'
-    check_message(fail(workdir, *FLAGS), tmp_path / 'disk')
+    with pytest.raises(errors.UserError) as raised:
+      in_process.run(workdir, *FLAGS)
+    check_message(str(raised.value), tmp_path / 'disk')
     assert not (workdir / 'result.json').exists()
-    enlarge('64m')
-    assert 'going on with' in succeed(workdir, *FLAGS)
-    assert_same(workdir, alone)
+    resize('64m')
+    finish(workdir, alone, capsys)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group('disk')
-def test_a_disk_that_fills_up_in_the_middle_of_a_save(alone, tmp_path):
+def test_a_disk_that_fills_up_in_the_middle_of_a_save(alone, tmp_path, capsys):
   """Something else takes what is left as soon as a save has begun."""
   with disk(tmp_path / 'disk', '24m'):
     workdir, filler = tmp_path / 'disk/run', tmp_path / 'disk/filler'
@@ -85,19 +94,18 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save(alone, tmp_path):
     with contextlib.suppress(OSError), filler.open('wb', 0) as file:
       while True:
         file.write(os.urandom(4096))
-    _, told = process.communicate()
-    assert process.returncode == 2, told
-    check_message(told, tmp_path / 'disk')
-    assert told.strip().splitlines()[-1].startswith('error: ')
-    assert 'Traceback' not in told, told
+    _, message = process.communicate()
+    assert process.returncode == 2, message
+    check_message(message, tmp_path / 'disk')
+    assert message.strip().splitlines()[-1].startswith('error: ')
+    assert 'Traceback' not in message, message
     filler.unlink()
-    assert 'going on with' in succeed(workdir, *FLAGS)
-    assert_same(workdir, alone)
+    finish(workdir, alone, capsys)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group('disk')
-def test_a_folder_that_may_not_be_written_any_more(alone, tmp_path):
+def test_a_folder_that_may_not_be_written_any_more(alone, tmp_path, capsys):
   why = left_out('readonly', tmp_path)
   if why:
     pytest.skip(why)
@@ -106,18 +114,17 @@ def test_a_folder_that_may_not_be_written_any_more(alone, tmp_path):
   until(process, 'search 1/')
   with readonly(workdir):
     try:
-      # No thread of a save that failed keeps it from ending.
-      _, told = process.communicate(timeout=60)
+      # The threads of the save that failed must not keep it from ending.
+      _, message = process.communicate(timeout=60)
     finally:
       process.kill()
-    assert process.returncode == 2, told
-    assert 'Traceback' not in told, told
-    last = told.strip().splitlines()[-1]
+    assert process.returncode == 2, message
+    assert 'Traceback' not in message, message
+    last = message.strip().splitlines()[-1]
     assert last.startswith(f"error: '{workdir}")
     assert 'cannot be written any more (' in last
     assert 'the same command goes on from the last checkpoint' in last
-    # Nor can it begin.
-    message = fail(workdir, *FLAGS)
-    assert f"--workdir '{workdir}' cannot be written" in message
-  assert 'going on with' in succeed(workdir, *FLAGS)
-  assert_same(workdir, alone)
+    with pytest.raises(errors.UserError) as raised:  # nor can it begin
+      in_process.run(workdir, *FLAGS)
+    assert f"--workdir '{workdir}' cannot be written" in str(raised.value)
+  finish(workdir, alone, capsys)

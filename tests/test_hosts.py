@@ -1,5 +1,6 @@
 """Several processes are one run: real sockets, real signals, real deaths."""
 
+import shutil
 import signal
 import time
 
@@ -11,81 +12,96 @@ from commands import (
   fail,
   metrics,
   result,
-  succeed,
 )
+import in_process
 import pytest
 
 from dnal_jax.parallel import processes
 
-# Seven epochs in all.
-STAGES = (
-  '--config.stages.warmup.epochs=3',
-  '--config.stages.search.epochs=2',
-  '--config.stages.finetune.epochs=2',
-)
+EPOCHS = 4  # of SHORT
 
 
-def two(workdir, *flags):
-  return Processes(*[command(workdir, *STAGES, *flags)] * 2)
+def two(workdir):
+  return Processes(*[command(workdir, *SHORT)] * 2)
+
+
+def finish(workdir):
+  """Two processes run to the end; what each printed."""
+  ended = two(workdir).ended()
+  for code, out, err in ended:
+    assert code == 0, (out, err)
+  return [out for _, out, _ in ended]
+
+
+def interrupt(workdir, line, number, to):
+  """Two processes, one of which gets a signal at a line that is printed; both
+  must end with the exit code and the message that go with it."""
+  processes = two(workdir)
+  processes.until(line)
+  processes.all[to].send_signal(number)
+  started = time.monotonic()
+  ended = processes.ended()
+  killed = number == signal.SIGKILL
+  # Saved by both; or, if one was killed, noticed by the other.
+  assert time.monotonic() - started < (60 if killed else 30)
+  codes = [75, 75]
+  codes[to] = -number if killed else 75
+  assert [code for code, _, _ in ended] == codes, ended
+  for code, _, err in ended:
+    if code == 75:
+      last = err.strip().splitlines()[-1]
+      assert ('lost' if killed else 'stopped and saved in') in last, err
+      assert 'the same command' in last.lower()
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """The folder of a run of two processes that nothing has interrupted."""
+  workdir = tmp_path_factory.mktemp('alone') / 'run'
+  primary, other = finish(workdir)
+  assert 'reference macs' in primary
+  assert 'warmup' not in other
+  return workdir
 
 
 @pytest.mark.slow
-def test_two_processes_survive_what_befalls_one(tmp_path):
-  """A signal to one stops both at the same step; the death of one ends the
-  other, which says so; and what comes of it all is what two left alone give."""
-  alone, hurt = tmp_path / 'alone', tmp_path / 'hurt'
-  for code, out, err in (ended := two(alone).ended()):
-    assert code == 0, (out, err)
-  (_, printed, _), (_, silent, _) = ended
-  assert 'reference macs' in printed
-  assert 'warmup' not in silent
-
-  for number, line, to, code in (
-    (signal.SIGTERM, 'warmup 1/', 1, 75),
-    (signal.SIGTERM, 'search 1/', 0, 75),
-    (signal.SIGKILL, 'search 2/', 0, -9),
-    (signal.SIGTERM, 'finetune 1/', 1, 75),
-  ):
-    processes = two(hurt)
-    processes.until(line)
-    processes.all[to].send_signal(number)
-    started = time.monotonic()
-    ended = processes.ended()
-    # Saved by both; or, of one that was killed, seen by the other.
-    assert time.monotonic() - started < (60 if code == -9 else 30)
-    codes = [0, 0]
-    codes[to], codes[1 - to] = code, 75
-    assert [code for code, _, _ in ended] == codes, ended
-    for code, _, err in ended:
-      if code == 75:
-        last = err.strip().splitlines()[-1]
-        told = 'stopped and saved in' if number != signal.SIGKILL else 'lost'
-        assert told in last, err
-        assert 'the same command' in last.lower()
-  for code, out, err in two(hurt).ended():
-    assert code == 0, (out, err)
+@pytest.mark.xdist_group('hosts')
+def test_two_processes_survive_what_befalls_one(alone, tmp_path, capsys):
+  """A signal to one stops both at the same step; if one is killed, the other
+  ends with a message. Two processes go on to the files of the run that
+  nothing has interrupted; one process alone goes on, too."""
+  hurt = tmp_path / 'hurt'
+  interrupt(hurt, 'warmup 1/', signal.SIGTERM, 1)
+  interrupt(hurt, 'search 2/', signal.SIGKILL, 1)
+  shutil.copytree(hurt, tmp_path / 'one')
+  finish(hurt)
   assert_same(hurt, alone)
 
-
-@pytest.mark.slow
-def test_two_processes_begin_and_one_goes_on(tmp_path):
-  workdir = tmp_path / 'run'
-  processes = two(workdir)
-  processes.until('search 1/')
-  processes.all[1].kill()
-  (code, _, err), _ = processes.ended()
-  assert code == 75
-  assert 'lost another one' in err
-  before = metrics(workdir)
-  assert 'going on with' in succeed(workdir, *STAGES)
-  rows = metrics(workdir)
-  assert len(rows) == 7
-  assert [r['loss'] for r in rows[: len(before)]] == pytest.approx(
-    [r['loss'] for r in before], rel=1e-3
+  in_process.run(tmp_path / 'one', *SHORT)
+  assert 'going on with' in capsys.readouterr().out
+  losses, of_two = (
+    [row['loss'] for row in metrics(workdir)]
+    for workdir in (tmp_path / 'one', alone)
   )
-  got = result(workdir)
+  assert len(losses) == EPOCHS
+  assert losses[:2] == of_two[:2]  # by two processes, before the kill
+  got = result(tmp_path / 'one')
   assert got['top1']['pruned'] == got['top1']['compact']
   assert got['learned']['macs'] < got['baseline']['macs']
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group('hosts')
+def test_two_processes_survive_signals_in_each_stage(alone, tmp_path):
+  hurt = tmp_path / 'hurt'
+  for line, number, to in (
+    ('warmup 1/', signal.SIGTERM, 0),
+    ('search 1/', signal.SIGKILL, 0),
+    ('cut to', signal.SIGTERM, 1),
+  ):
+    interrupt(hurt, line, number, to)
+  finish(hurt)
+  assert_same(hurt, alone)
 
 
 @pytest.mark.slow
@@ -100,7 +116,7 @@ def test_a_folder_of_one_process_alone_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('flags', 'told'),
+  ('flags', 'message'),
   [
     (('--num_processes=2',), 'cannot join the other processes'),
     (
@@ -114,8 +130,8 @@ def test_a_folder_of_one_process_alone_is_refused(tmp_path):
     (('--distributed=off', '--process_id=0'), 'drop one of the two'),
   ],
 )
-def test_others_that_cannot_be_joined(flags, told, tmp_path):
-  assert told in fail(tmp_path / 'run', *flags)
+def test_processes_that_cannot_be_joined(flags, message, tmp_path):
+  assert message in fail(tmp_path / 'run', *flags)
   assert not (tmp_path / 'run').exists()
 
 
@@ -131,7 +147,7 @@ def test_others_that_cannot_be_joined(flags, told, tmp_path):
     ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, True),
   ],
 )
-def test_what_tells_of_others(environment, several, monkeypatch):
+def test_environments_of_several_processes(environment, several, monkeypatch):
   names = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
   for name in (*names, 'TPU_WORKER_HOSTNAMES', 'JAX_COORDINATOR_ADDRESS'):
     monkeypatch.delenv(name, raising=False)
@@ -140,6 +156,6 @@ def test_what_tells_of_others(environment, several, monkeypatch):
   assert processes.is_cluster() is several
 
 
-def test_one_process_is_everyone():
+def test_a_single_process_is_the_primary_one():
   assert processes.is_primary()
   assert processes.allgather_json({'a': [1]}) == [{'a': [1]}]

@@ -17,7 +17,7 @@ import pytest
 import dnal_jax
 from dnal_jax.cost import exact
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('imagenet')]
+pytestmark = pytest.mark.xdist_group('imagenet')
 TINY = (
   *('--config.network.width=0.1', '--config.data.image=32'),
   *('--config.data.short_side=36', '--config.data.validation=8'),
@@ -26,6 +26,8 @@ TINY = (
   *('--config.stages.finetune.epochs=1', '--config.checkpoint_steps=2'),
   *('--config.tensorboard=False', '--config.penalty=0.01'),
 )
+RESNET = ('--config.stages.search.epochs=1', '--config.compute_dtype=bfloat16')
+PROXYLESS = ('--config.network.name=proxyless_digits', '--config.penalty=0.05')
 
 
 def add(tar, name, data):
@@ -84,10 +86,8 @@ def imagenet(tmp_path_factory):
 
 
 def environment(imagenet):
-  """Programs of so many layers take longer to optimise than to run."""
-  flag = '--xla_backend_optimization_level=0'
-  cache = str(imagenet / 'cache')  # of where the records lie
-  return {**os.environ, 'XLA_FLAGS': flag, 'XDG_CACHE_HOME': cache}
+  """The table of where each record lies goes to a cache of the tests'."""
+  return {**os.environ, 'XDG_CACHE_HOME': str(imagenet / 'cache')}
 
 
 def run(imagenet, name, workdir, *flags):
@@ -128,9 +128,11 @@ def kill_at_checkpoint(imagenet, name, workdir, number, *flags):
   process.wait()
 
 
-def test_mobilenet_v2_through_all_stages_killed_and_resumed(imagenet, tmp_path):
-  """Four steps an epoch, a checkpoint every two. Killed in the middle of the
-  warm-up's epoch and of the search's second: the same run in the end."""
+def check_mobilenet_v2(imagenet, tmp_path, kills):
+  """A run that is killed at these checkpoints leaves the files of one that is
+  not. A checkpoint's number is that of the steps done plus the stages entered;
+  there are four steps an epoch, and a checkpoint every two.
+  """
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   printed = run(imagenet, 'mbv2_imagenet', whole)
   assert 'cut to' in printed
@@ -143,7 +145,7 @@ def test_mobilenet_v2_through_all_stages_killed_and_resumed(imagenet, tmp_path):
   assert got['learned']['macs'] < got['baseline']['macs']
   assert got['top1']['pruned'] == got['top1']['compact']
   assert got['test_top5'] is not None
-  for number in (2, 11):  # steps done, and stages entered
+  for number in kills:
     kill_at_checkpoint(imagenet, 'mbv2_imagenet', killed, number)
     assert not (killed / 'result.json').exists()
   assert 'going on with' in run(imagenet, 'mbv2_imagenet', killed)
@@ -152,20 +154,46 @@ def test_mobilenet_v2_through_all_stages_killed_and_resumed(imagenet, tmp_path):
   assert exact.count(net, (32, 32, 3)).macs == got['learned']['macs']
 
 
-def test_resnet50(imagenet, tmp_path):
-  flags = ('--config.stages.search.epochs=1', '--config.compute_dtype=bfloat16')
-  workdir = tmp_path / 'run'
-  kill_at_checkpoint(imagenet, 'resnet50_imagenet', workdir, 2, *flags)
-  printed = run(imagenet, 'resnet50_imagenet', workdir, *flags)
-  assert "going on with 'warmup'" in printed
+@pytest.mark.slow
+def test_mobilenet_v2_through_all_stages_killed_and_resumed(imagenet, tmp_path):
+  """Killed in the middle of the search's second epoch."""
+  check_mobilenet_v2(imagenet, tmp_path, [11])
+
+
+@pytest.mark.long
+def test_mobilenet_v2_killed_in_two_stages(imagenet, tmp_path):
+  """In the middle of the warm-up's epoch, too."""
+  check_mobilenet_v2(imagenet, tmp_path, [2, 11])
+
+
+def check_resnet(imagenet, workdir, *flags):
+  """In bfloat16, through all stages."""
+  printed = run(imagenet, 'resnet50_imagenet', workdir, *RESNET, *flags)
   assert [row['stage'] for row in metrics(workdir)] == [
     *('warmup', 'search', 'finetune')
   ]
   got = result(workdir)
   assert got['learned']['params'] < got['baseline']['params']
   assert got['compact_max_abs_diff'] is not None
+  return printed
 
 
+@pytest.mark.slow
+def test_resnet_in_bfloat16(imagenet, tmp_path):
+  """The config's data and stages; the network is one of three blocks."""
+  flags = ('--config.network.name=resnet8_digits', '--config.network.width=0.5')
+  check_resnet(imagenet, tmp_path / 'run', *flags)
+
+
+@pytest.mark.long
+def test_resnet50_killed_and_resumed(imagenet, tmp_path):
+  workdir = tmp_path / 'run'
+  kill_at_checkpoint(imagenet, 'resnet50_imagenet', workdir, 2, *RESNET)
+  printed = check_resnet(imagenet, workdir)
+  assert "going on with 'warmup'" in printed
+
+
+@pytest.mark.slow
 def test_missing_tars_are_named(tmp_path):
   flags = ('--dataset=imagenet2012', f'--data_dir={tmp_path}')
   done = prepare(*flags)
@@ -178,27 +206,24 @@ def test_missing_tars_are_named(tmp_path):
   (where / 'ILSVRC2012_img_train.tar').write_bytes(b'')
   assert f"'{where}' lacks ILSVRC2012_img_val.tar" in prepare(*flags).stderr
   assert not (tmp_path / 'imagenet2012').exists()
-  told = fail(
+  message = fail(
     tmp_path / 'run',
     f'--config.data.dir={tmp_path}',
     config='configs/mbv2_imagenet.py',
   )
-  assert f"'imagenet2012' is not prepared in '{tmp_path}'" in told
-  assert 'python -m dnal_jax.prepare --dataset=imagenet2012' in told
+  assert f"'imagenet2012' is not prepared in '{tmp_path}'" in message
+  assert 'python -m dnal_jax.prepare --dataset=imagenet2012' in message
   assert not (tmp_path / 'run').exists()
 
 
-def test_proxyless(imagenet, tmp_path):
+def check_proxyless(imagenet, workdir):
   """A supernet of six blocks; that of 21 compiles for minutes on a CPU
   (`tests/test_compact.py` cuts it)."""
-  workdir = tmp_path / 'run'
-  flags = ('--config.network.name=proxyless_digits', '--config.penalty=0.05')
-  kill_at_checkpoint(imagenet, 'proxyless_imagenet', workdir, 2, *flags)
-  assert 'going on' in run(imagenet, 'proxyless_imagenet', workdir, *flags)
+  printed = run(imagenet, 'proxyless_imagenet', workdir, *PROXYLESS)
   got = result(workdir)
   assert got['learned']['macs'] < got['baseline']['macs']
   assert got['top1']['pruned'] == got['top1']['compact']
-  told = subprocess.run(
+  summary = subprocess.run(
     [
       *(sys.executable, '-m', 'dnal_jax.summary'),
       f'--architecture={workdir}/architecture.json',
@@ -208,7 +233,20 @@ def test_proxyless(imagenet, tmp_path):
     text=True,
     check=True,
   ).stdout
-  blocks = [line for line in told.splitlines() if line.startswith('block')]
+  blocks = [line for line in summary.splitlines() if line.startswith('block')]
   named = [line for line in blocks if re.match(r'block\d_\d: ', line)]
   assert [line[:8] for line in named] == ['block1_1', 'block1_2', 'block2_1']
   assert re.search(r': (.*, )?[357]x[357] e[36] \d+/(24|48|96|48)\b', named[0])
+  return printed
+
+
+@pytest.mark.slow
+def test_proxyless(imagenet, tmp_path):
+  check_proxyless(imagenet, tmp_path / 'run')
+
+
+@pytest.mark.long
+def test_proxyless_killed_and_resumed(imagenet, tmp_path):
+  workdir = tmp_path / 'run'
+  kill_at_checkpoint(imagenet, 'proxyless_imagenet', workdir, 2, *PROXYLESS)
+  assert 'going on' in check_proxyless(imagenet, workdir)

@@ -1,4 +1,4 @@
-"""A run on eight devices is the run on one, and moves no more than it must."""
+"""A run on several devices equals the run on one; the bytes they exchange."""
 
 import json
 import math
@@ -14,51 +14,43 @@ from dnal_jax.graph import walk
 from dnal_jax.parallel import mesh
 
 
-def told(network, folder, devices, *cut_at, processes=1):
-  command = (
-    *(sys.executable, 'tests/on_devices.py'),
-    *map(str, (devices, network, folder, *cut_at)),
-  )
+def measured(folder, *flags, processes=1):
+  command = (sys.executable, 'tests/on_devices.py', str(folder), *flags)
   for code, out, err in Processes(*[command] * processes).ended():
     assert code == 0, (out, err)
-  return json.loads((folder / 'told.json').read_text())
+  return json.loads((folder / 'measured.json').read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ('network', 'ways'),
-  [
-    # Either network on either way takes minutes: 8 devices on few cores.
-    ('vgg7_digits', ((8, 1),)),
-    ('mobilenet_v2_digits', ((4, 2),)),
-  ],
-)
-def test_eight_devices_do_what_one_does(network, ways, tmp_path):
-  """(Devices of a process, processes): losses of 20 steps of each stage, across
-  the cut, and the bytes that the compiled step all-reduces."""
-  one = told(network, tmp_path / '1', 1)
-  assert len(one['losses']) == 60
-  for devices, processes in ways:
-    eight = told(
-      network,
-      tmp_path / f'{processes}x{devices}',
-      devices,
-      one['cut_at'],
-      processes=processes,
-    )
-    a, b = eight['losses'], one['losses']
-    np.testing.assert_allclose(a[:5], b[:5], rtol=1e-5)
-    np.testing.assert_allclose(a, b, rtol=1e-3)
-    assert eight['kept'] == one['kept']
-    check_moved(network, eight['moved'])
+def check_devices(folder, network, devices, processes, *, epochs, width):
+  """One device and `devices` in each of `processes` give the same losses in all
+  stages, which come across the cut, and keep the same channels."""
+  flags = (f'--network={network}', f'--width={width}', f'--epochs={epochs}')
+  one = measured(folder / 'one', *flags)
+  assert len(one['losses']) == 3 * epochs
+  many = measured(
+    folder / 'many',
+    *(*flags, f'--devices={devices}', f'--threshold={one["threshold"]}'),
+    processes=processes,
+  )
+  a, b = many['losses'], one['losses']
+  np.testing.assert_allclose(a[:2], b[:2], rtol=1e-5)  # four steps
+  np.testing.assert_allclose(a, b, rtol=1e-3)
+  assert many['kept'] == one['kept']
+  kept = sum(len(ids) for ids in one['kept'].values())
+  gates = walk.graph_of(build(network, width), (8, 8, 1)).gates
+  assert 0 < kept < sum(len(ids) for ids in gates.values())
+  check_moved(build(network, width), many['moved'])
+  assert list(one['moved']) == ['warmup', 'search', 'finetune']
   assert not any(one['moved'].values())
 
 
-def check_moved(network, moved):
-  """Only what trains is reduced, and the sums of BatchNorm."""
-  shapes = walk.graph_of(
-    models.get(network).build(classes=10), (8, 8, 1)
-  ).shapes
+def build(network, width):
+  return models.get(network).build(classes=10, width=width)
+
+
+def check_moved(net, moved):
+  """Devices exchange gradients of what trains, and sums of BatchNorm, only."""
+  shapes = walk.graph_of(net, (8, 8, 1)).shapes
   params, head, moments = (
     4 * sum(math.prod(a.shape) for a in trees.flatten(tree).values())
     for tree in (
@@ -70,10 +62,31 @@ def check_moved(network, moved):
   for of_stage in moved.values():
     assert set(of_stage) == {'all-reduce'}
   assert moved['warmup']['all-reduce'] <= 1.05 * (params + moments)
-  # In the warm-up, the sums that BatchNorm needs backwards are the gradients
-  # of its parameters; here they come by themselves, and give those of gates.
+  # The backward pass of BatchNorm needs two sums of each channel. In the
+  # warm-up they are the gradients of its parameters; in the search, which does
+  # not train those, they are extra, and give the gradients of the gates.
   searched = head + 2 * moments
   assert moved['search']['all-reduce'] <= 1.05 * searched
+
+
+@pytest.mark.slow
+def test_four_devices_do_what_one_does(tmp_path):
+  check_devices(tmp_path, 'vgg7_digits', 4, 1, epochs=3, width=0.5)
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_do_what_one_does(tmp_path):
+  check_devices(tmp_path, 'mobilenet_v2_digits', 2, 2, epochs=2, width=0.5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+  ('network', 'devices', 'processes'),
+  [('vgg7_digits', 8, 1), ('mobilenet_v2_digits', 4, 2)],
+)
+def test_eight_devices_do_what_one_does(network, devices, processes, tmp_path):
+  """20 steps of each stage, the networks in full width."""
+  check_devices(tmp_path, network, devices, processes, epochs=10, width=1.0)
 
 
 @pytest.mark.slow
@@ -88,7 +101,7 @@ def test_a_batch_that_devices_cannot_share_is_refused(
   assert not (tmp_path / 'run').exists()
 
 
-def test_without_a_mesh_all_is_on_one_device():
+def test_without_a_mesh_arrays_stay_on_one_device():
   assert mesh.device_count() == 1
   rows = np.arange(6.0)
   assert mesh.batch_sharded(rows) is rows

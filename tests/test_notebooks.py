@@ -1,4 +1,4 @@
-"""The notebooks, executed; what is committed with them is from such a run."""
+"""The notebooks run, and the outputs committed with them are of such a run."""
 
 import json
 import re
@@ -29,28 +29,59 @@ def printed(cell):
 
 
 def kinds(cell):
-  """What a cell put out: text, figures; a warning is of the machine."""
+  """The types of a cell's outputs; warnings, which depend on the machine, are
+  left out."""
   return [
     out.output_type for out in cell.outputs if out.get('name') != 'stderr'
   ]
 
 
 def shape(text):
-  """The text without its numbers and spaces: other machines, other figures."""
+  """The text without numbers and spaces, which differ between machines."""
   return re.sub(r'\d[\d.,e+-]*|\s+', ' ', text).split()
 
 
-def results(name, folder):
-  """Executes a notebook: what each cell printed, by id.
+# A cell that shortens the runs of a notebook, put behind the first.
+SHORTENED = """
+from configs import quickstart
 
-  The committed outputs must be of the same kind."""
+_get_config = quickstart.get_config
+
+
+def _short_config(variant=''):
+  config = _get_config(variant)
+  for stage in config.stages.values():
+    stage.epochs = 2
+  return config
+
+
+quickstart.get_config = _short_config
+"""
+
+
+def shortened(path, folder):
+  """A copy of the notebook whose stages have two epochs each."""
+  notebook = read(path)
+  cell = nbformat.v4.new_code_cell(SHORTENED, id='shortened')
+  setup = next(i for i, c in enumerate(notebook.cells) if c.id == 'setup')
+  notebook.cells.insert(setup + 1, cell)
+  copy = folder / path.name
+  nbformat.write(notebook, copy)
+  return copy
+
+
+def execute_like_committed(name, folder, short):
+  """What each cell printed, {id: text}: (committed, executed now).
+
+  The outputs of both must be of the same kind, and their texts the same but
+  for numbers.
+  """
   path = ROOT / 'notebooks' / f'{name}.ipynb'
   started = time.monotonic()
-  committed, executed = (
-    code_cells(notebook)
-    for notebook in (read(path), execute.execute(path, folder))
-  )
+  now = execute.execute(shortened(path, folder) if short else path, folder)
   assert time.monotonic() - started < 300
+  committed = code_cells(read(path))
+  executed = [cell for cell in code_cells(now) if cell.id != 'shortened']
   for old, new in zip(committed, executed, strict=True):
     assert kinds(old) == kinds(new), f'{new.id}: run `make notebooks`'
     assert shape(printed(old)) == shape(printed(new)), new.id
@@ -107,46 +138,69 @@ def test_addresses(path):
   assert set(re.findall(r'https://github\.com/[^\s)#]+', source)) == {address}
 
 
-@pytest.mark.slow
-def test_quickstart(tmp_path):
-  committed, told = results('quickstart', tmp_path)
-  assert told['settings'] == committed['settings']
-  got = result(tmp_path, 'quickstart')
+def check_quickstart(folder, *, short):
+  """Figures that are printed are those of the runs' results."""
+  committed, now = execute_like_committed('quickstart', folder, short)
+  got, larger = result(folder, 'quickstart'), result(folder, 'larger')
   assert got['learned']['macs'] < got['baseline']['macs']
-  assert got['test_top1'] > 0.95
-  assert told['classify'].startswith(f'{got["test_top1"]:.2%} of 360')
+  assert now['classify'].startswith(f'{got["test_top1"]:.2%} of 360')
   macs = [
     got['baseline']['macs'],
-    got['learned']['macs'],
-    result(tmp_path, 'larger')['learned']['macs'],
+    *(of_run['learned']['macs'] for of_run in (got, larger)),
   ]
   assert [
-    int(n.replace(',', '')) for n in re.findall(r'(\S+) macs', told['plot'])
+    int(n.replace(',', '')) for n in re.findall(r'(\S+) macs', now['plot'])
   ] == macs
-  before = re.findall(r'(\S+) +(\d+) -> ', told['load'])
+  before = re.findall(r'(\S+) +(\d+) -> ', now['load'])
   assert before == re.findall(r'(\S+) +(\d+) -> ', committed['load'])
+  return committed, now
 
 
 @pytest.mark.slow
-def test_bring_your_own_network(tmp_path):
-  committed, told = results('bring_your_own_network', tmp_path)
+def test_quickstart_shortened(tmp_path):
+  check_quickstart(tmp_path, short=True)
+
+
+@pytest.mark.long
+def test_quickstart(tmp_path):
+  committed, now = check_quickstart(tmp_path, short=False)
+  assert now['settings'] == committed['settings']
+  assert result(tmp_path, 'quickstart')['test_top1'] > 0.95
+
+
+def check_bring_your_own_network(folder, *, short):
+  """Figures that are printed are those of the runs' results."""
+  committed, now = execute_like_committed(
+    'bring_your_own_network', folder, short
+  )
   for cell in ('sites', 'union'):  # the full network is the same everywhere
-    assert told[cell] == committed[cell]
-  difference = re.search(r'differ by (\S+)', told['difference'])
+    assert now[cell] == committed[cell]
+  difference = re.search(r'differ by (\S+)', now['difference'])
   assert float(difference[1]) < 1e-3
-  got = result(tmp_path, 'finetuned')
+  got = result(folder, 'finetuned')
   assert got['learned']['macs'] < got['baseline']['macs']
   assert got['compact_max_abs_diff'] < 1e-3
-  assert f'accuracy {got["top1"]["compact"]:.2%}' in told['difference']
+  assert f'accuracy {got["top1"]["compact"]:.2%}' in now['difference']
+  assert now['closing'].endswith('cut by hand above: True\n')
+  return got
+
+
+@pytest.mark.slow
+def test_bring_your_own_network_shortened(tmp_path):
+  check_bring_your_own_network(tmp_path, short=True)
+
+
+@pytest.mark.long
+def test_bring_your_own_network(tmp_path):
+  got = check_bring_your_own_network(tmp_path, short=False)
   assert got['test_top1'] > 0.95
-  assert told['closing'].endswith('cut by hand above: True\n')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('path', execute.PATHS, ids=lambda p: p.stem)
 def test_first_cell_gets_the_project(path, tmp_path):
-  """As in Colab, which has the notebook only; pip is told to change nothing
-  and to ask no index."""
+  """As in Colab, which has the notebook only; pip runs dry and without an
+  index."""
   origin, folder = tmp_path / 'origin', tmp_path / 'content'
   folder.mkdir()
   for name in ('configs', 'dnal_jax'):

@@ -1,5 +1,6 @@
-"""Whole runs through the command line: real data, real files, real kills."""
+"""Whole runs: real data, real files, real signals."""
 
+import copy
 import json
 import os
 import re
@@ -17,11 +18,15 @@ from commands import (
   result,
   succeed,
 )
+import in_process
 import jax
 import numpy as np
 import pytest
 
+from configs import quickstart
 import dnal_jax
+from dnal_jax import errors, train
+from dnal_jax.config import parse_config
 from dnal_jax.cost import exact
 
 
@@ -87,11 +92,21 @@ def _leaves(tree):
     yield from _leaves(value) if isinstance(value, dict) else (value,)
 
 
-def start_and_signal_at(workdir, line, *signals):
-  """Runs until `line` is printed, then signals the whole process group, which
-  ends within 30 seconds; the exit code, and what was told as an error."""
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """The folder of a run of SHORT that nothing has interrupted."""
+  workdir = tmp_path_factory.mktemp('alone') / 'run'
+  in_process.run(workdir, *SHORT)
+  return workdir
+
+
+def start_and_signal_at(workdir, line, *signals, flags=()):
+  """Runs until `line` is printed, then signals the whole process group.
+
+  The process must end within 30 seconds; returns its exit code and its stderr.
+  """
   process = subprocess.Popen(
-    command(workdir),
+    command(workdir, *flags),
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -105,19 +120,87 @@ def start_and_signal_at(workdir, line, *signals):
     for number in signals:
       os.killpg(process.pid, number)
   try:
-    _, told = process.communicate(timeout=30)
+    _, message = process.communicate(timeout=30)
   except subprocess.TimeoutExpired:
     os.killpg(process.pid, signal.SIGKILL)
     raise
   assert seen, f'never printed {line!r}'
-  return process.returncode, told
+  return process.returncode, message
+
+
+def check_stopped(code, message, stage):
+  """The exit code and the message of a run that a signal has stopped."""
+  assert code == 75, message
+  assert f"stopped and saved in '{stage}'" in message
+  assert 'the same command goes on' in message
+  assert 'Traceback' not in message
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group('run')
+def test_signals_to_a_process(alone, tmp_path):
+  """SIGKILL in the search, SIGTERM after the cut, then to the end: the files
+  are those of the run that nothing has interrupted."""
+  hurt = tmp_path / 'run'
+  killed, stopped = (
+    start_and_signal_at(hurt, line, number, flags=SHORT)
+    for line, number in (
+      ('search 1/', signal.SIGKILL),
+      ('cut to', signal.SIGTERM),
+    )
+  )
+  assert killed[0] == -signal.SIGKILL
+  check_stopped(*stopped, 'finetune')
+  assert 'going on with' in succeed(hurt, *SHORT)
+  assert_same(hurt, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('run')
+def test_interrupted_at_any_line(alone, tmp_path, capsys):
+  """In each stage, and right after the cut, before and after its first
+  checkpoint. An epoch has 17 steps, so the newest one is 2 steps old."""
+  flags, workdir = (*SHORT, '--config.checkpoint_steps=5'), tmp_path / 'run'
+  for line in (
+    'warmup 1/',
+    'search 1/',
+    'search 2/',
+    'cut to',
+    'finetune 1/',
+  ):
+    at = in_process.at_line(line, in_process.kill)
+    with at, pytest.raises(in_process.Killed):
+      in_process.run(workdir, *flags)
+    assert not (workdir / 'result.json').exists()
+  in_process.run(workdir, *flags)
+  assert capsys.readouterr().out.count('going on with') == 5
+  assert_same(workdir, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('run')
+def test_stopped_by_signals(alone, tmp_path, capsys):
+  """In the first steps after the line, within an epoch."""
+  workdir = tmp_path / 'run'
+  for line, number, stage in (
+    ('warmup 1/', signal.SIGTERM, 'search'),
+    ('search 1/', signal.SIGINT, 'search'),
+    ('cut to', signal.SIGTERM, 'finetune'),
+  ):
+    at = in_process.at_line(line, in_process.send(number))
+    with at, pytest.raises(errors.Stopped) as stopped:
+      in_process.run(workdir, *SHORT)
+    assert f"stopped and saved in '{stage}'" in str(stopped.value)
+    assert 'the same command goes on' in str(stopped.value)
+  in_process.run(workdir, *SHORT)
+  assert capsys.readouterr().out.count('going on with') == 3
+  assert_same(workdir, alone)
+
+
+@pytest.mark.long
 @pytest.mark.xdist_group('demo')
-def test_killed_runs_end_as_if_undisturbed(demo, tmp_path):
-  """Once in each stage, and right after the cut, before and after its first
-  checkpoint: what is left at the end is the same to the last digit."""
+def test_killed_demo_ends_as_if_undisturbed(demo, tmp_path):
+  """The demo's processes, killed in each stage and around the cut."""
   killed = tmp_path / 'run'
   for line in (
     'warmup 4/',
@@ -132,10 +215,10 @@ def test_killed_runs_end_as_if_undisturbed(demo, tmp_path):
   assert_same(killed, demo[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group('demo')
-def test_stopped_runs_save_and_go_on_as_if_undisturbed(demo, tmp_path):
-  """By a signal in each stage, within an epoch."""
+def test_stopped_demo_saves_and_goes_on_as_if_undisturbed(demo, tmp_path):
+  """The demo's processes, stopped by a signal in each stage."""
   stopped = tmp_path / 'run'
   for line, number in (
     ('warmup 4/', signal.SIGTERM),
@@ -143,29 +226,28 @@ def test_stopped_runs_save_and_go_on_as_if_undisturbed(demo, tmp_path):
     ('search 6/', signal.SIGINT),
     ('finetune 9/', signal.SIGTERM),
   ):
-    code, told = start_and_signal_at(stopped, line, number)
-    assert code == 75, told
-    stage = line.split()[0]
-    assert f"stopped and saved in '{stage}'" in told
-    assert 'the same command goes on' in told
-    assert 'Traceback' not in told
+    code, message = start_and_signal_at(stopped, line, number)
+    check_stopped(code, message, line.split()[0])
   succeed(stopped)
   assert_same(stopped, demo[0])
 
 
 @pytest.mark.slow
-def test_a_second_signal_leaves_at_once(tmp_path):
+def test_a_second_signal_ends_it_at_once(tmp_path):
   signals = (signal.SIGTERM, signal.SIGINT)
-  code, told = start_and_signal_at(tmp_path / 'run', 'warmup 2/', *signals)
+  code, message = start_and_signal_at(
+    tmp_path / 'run', 'warmup 1/', *signals, flags=SHORT
+  )
   assert -code in signals
-  assert 'once more leaves at once' in told
-  assert 'stopped and saved' not in told
+  assert 'once more leaves at once' in message
+  assert 'stopped and saved' not in message
 
 
 @pytest.mark.slow
 def test_residual_networks_run_too(tmp_path):
   """And MobileNetV2 does in test_imagenet.py."""
-  succeed(tmp_path / 'run', *SHORT, '--config.network.name=resnet8_digits')
+  flags = (*SHORT, '--config.network.name=resnet8_digits')
+  in_process.run(tmp_path / 'run', *flags)
   got = result(tmp_path / 'run')
   assert got['network'] == 'resnet8_digits'
   assert got['learned']['macs'] < got['baseline']['macs']
@@ -175,8 +257,8 @@ def test_residual_networks_run_too(tmp_path):
 @pytest.mark.slow
 def test_baseline_is_a_list_of_one_stage(tmp_path):
   workdir = tmp_path / 'run'
-  flags = ('--config.stages.baseline.epochs=2',)
-  succeed(workdir, *flags, config='configs/quickstart.py:baseline')
+  epochs = '--config.stages.baseline.epochs=1'
+  in_process.run(workdir, epochs, variant='baseline')
   got = result(workdir)
   assert [s['name'] for s in got['stages']] == ['baseline']
   assert got['learned'] is None
@@ -189,10 +271,10 @@ def test_baseline_is_a_list_of_one_stage(tmp_path):
 
 @pytest.mark.slow
 def test_the_cut_may_come_later_than_the_search(tmp_path):
-  """What was searched is kept while another stage trains weights."""
+  """What the search has found is kept while another stage trains weights."""
   order = "--config.order=('warmup','search','baseline','finetune')"
   flags = (*SHORT, '--config.stages.baseline.epochs=1', order)
-  succeed(tmp_path / 'run', *flags)
+  in_process.run(tmp_path / 'run', *flags)
   got = result(tmp_path / 'run')
   rows = metrics(tmp_path / 'run')
   (after_search,) = (
@@ -204,7 +286,7 @@ def test_the_cut_may_come_later_than_the_search(tmp_path):
 @pytest.mark.slow
 def test_search_alone_and_cut_without_finetuning(tmp_path):
   flags = ('--config.stages.search.epochs=2', "--config.order=('search',)")
-  succeed(tmp_path / 'soft', *flags)
+  in_process.run(tmp_path / 'soft', *flags)
   got = result(tmp_path / 'soft')
   assert got['learned'] is None
   assert got['gates']['kept'] is None
@@ -216,7 +298,7 @@ def test_search_alone_and_cut_without_finetuning(tmp_path):
     "--config.order=('search','finetune')",
     '--config.stages.finetune.channel_multiple=8',
   )
-  succeed(tmp_path / 'cut', *flags)
+  in_process.run(tmp_path / 'cut', *flags)
   architecture = json.loads((tmp_path / 'cut/architecture.json').read_text())
   widths = [len(ids) for ids in architecture['gates'].values()]
   assert [n % 8 for n in widths] == [0] * 6
@@ -227,15 +309,16 @@ def test_search_alone_and_cut_without_finetuning(tmp_path):
 
 
 @pytest.mark.slow
-def test_profile_traces_each_stage_and_changes_nothing(tmp_path):
+@pytest.mark.xdist_group('run')
+def test_profile_traces_each_stage_and_changes_nothing(alone, tmp_path, capsys):
   """The ten largest costs, by the names of layers; 17 steps an epoch."""
-  succeed(tmp_path / 'plain', *SHORT)
-  told = succeed(tmp_path / 'traced', *SHORT, '--config.profile=20')
+  in_process.run(tmp_path / 'traced', *SHORT, '--config.profile=20')
+  printed = capsys.readouterr().out
   for stage in ('warmup', 'search', 'finetune'):
     found = re.search(
-      rf'^{stage}: 16 steps traced .*\n((?:.* ms .*\n){{10}})', told, re.M
+      rf'^{stage}: 16 steps traced .*\n((?:.* ms .*\n){{10}})', printed, re.M
     )
-    assert found, told
+    assert found, printed
     costs = found[1].splitlines()
     assert len(costs) == 10
     assert any('conv' in line for line in costs), costs
@@ -243,27 +326,21 @@ def test_profile_traces_each_stage_and_changes_nothing(tmp_path):
     assert shares == sorted(shares, reverse=True)
     assert 10 < sum(shares) <= 100
     assert list((tmp_path / 'traced/profile' / stage).rglob('*.xplane.pb'))
-  assert result(tmp_path / 'traced') == result(tmp_path / 'plain')
-  assert metrics(tmp_path / 'traced') == metrics(tmp_path / 'plain')
+  assert_same(tmp_path / 'traced', alone)
 
 
 @pytest.mark.slow
 def test_two_search_rounds_are_a_longer_list(tmp_path):
   """A second search and cut, of what the first has left."""
-  config = tmp_path / 'two_rounds.py'
-  config.write_text(
-    'import copy\n'
-    'from configs import quickstart\n'
-    'def get_config():\n'
-    '  config = quickstart.get_config()\n'
-    '  for name in ("search", "finetune"):\n'
-    '    config.stages[name].epochs = 2\n'
-    '    config.stages[name + "2"] = copy.deepcopy(config.stages[name])\n'
-    '  config.order += ("search2", "finetune2")\n'
-    '  return config\n'
-  )
-  workdir = tmp_path / 'run'
-  succeed(workdir, '--config.penalty=0.02', config=config)
+  config = quickstart.get_config()
+  for name in ('search', 'finetune'):
+    config.stages[name].epochs = 2
+    config.stages[name + '2'] = copy.deepcopy(config.stages[name])
+  config.stages.warmup.epochs = 1
+  config.order += ('search2', 'finetune2')
+  config.penalty = 0.02
+  workdir, values = tmp_path / 'run', config.to_dict()
+  train.run(parse_config(values), values, workdir)
   got = result(workdir)
   names = ['warmup', 'search', 'finetune', 'search2', 'finetune2']
   assert [s['name'] for s in got['stages']] == names
