@@ -84,7 +84,7 @@ def main():
   def prune(network, params, gate_logits, batch_stats, cut, **kwargs):
     if not threshold:
       threshold.append(
-        widest_gap(channel_gates.soft(gate_logits, cut.search.delta_end))
+        widest_gap(channel_gates.soft_gates(gate_logits, cut.search.delta_end))
       )
     cut = cut._replace(threshold=threshold[0])
     return pruned(network, params, gate_logits, batch_stats, cut, **kwargs)

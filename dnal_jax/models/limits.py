@@ -1,7 +1,7 @@
-"""How large a network may be asked for, by a config or by a file.
+"""The largest network that a config or a file may ask for.
 
-Far above what is trained, and low enough for the walk over any network within
-them (`compact.walk`, which has the limit of parameters) to take little memory.
+Far above what is trained, and small enough to trace any network within them in
+little memory; `graph.walk.MAX_PARAMS` limits the parameters.
 """
 
 NAME = 100  # characters

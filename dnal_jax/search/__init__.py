@@ -1,1 +1,1 @@
-"""Decision variables of the architecture search."""
+"""What the search decides: gates on channels, their values and their penalty."""

@@ -94,7 +94,7 @@ class AotCompiler:
       'hbm': self._chip.hbm,
       'memory': None,
       'compiler_told': told,
-      'macs': batch * sum(site.macs for site in self._graph.sites.values()),
+      'macs': batch * sum(spec.macs for spec in self._graph.layers.values()),
       'macs_with_gradients': batch * macs_with_gradients(stage, self._graph),
       'collectives': None,
       'ideal_all_reduce': ideal_all_reduce(stage, self._graph),
@@ -133,11 +133,11 @@ def macs_with_gradients(stage: Stage, graph: walk.Graph) -> int:
   layer forwards; by its input, if anything before it trains; by its kernel, if
   that trains."""
   trained, macs, before = _trained(stage, graph), 0, False
-  for path, site in graph.sites.items():
+  for path, spec in graph.layers.items():
     own = f'params/{path}/kernel' in trained
-    macs += site.macs * (1 + before + own)
+    macs += spec.macs * (1 + before + own)
     before |= any(
-      name.startswith((f'params/{path}/', f'gates/{site.out_gate}/'))
+      name.startswith((f'params/{path}/', f'gates/{spec.out_gate}/'))
       for name in trained
     )
   return macs

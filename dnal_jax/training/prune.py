@@ -99,7 +99,7 @@ def prune(
   decided: Callable[[nn.Keep], None],
 ) -> Pruned:
   """Cuts to the gates above the threshold at the search's last delta, and to
-  widths that are multiples (`channel_gates.hard`).
+  widths that are multiples (`channel_gates.hard_gates`).
 
   `decided` is told the surviving channels first, so that they are kept even
   if nothing can be built on them. `network` stays as it was.
@@ -120,7 +120,7 @@ def prune(
     )
   gated = {'params': params, 'batch_stats': batch_stats, 'gates': gates}
   variables = mesh.put_replicated(
-    surgery.cut(gated, network.graph, small_graph)
+    surgery.prune_variables(gated, network.graph, small_graph)
   )
   comparison = evaluator.compare(
     (network.net, gated), (small, variables), 'validation'
@@ -140,7 +140,7 @@ def _decide(network: PrunableModel, gate_logits: Any, cut: Cut) -> _Decided:
   delta_end = cut.search.delta_end
   assert delta_end is not None
   hard = partial(
-    channel_gates.hard,
+    channel_gates.hard_gates,
     delta_end=delta_end,
     threshold=cut.threshold,
     multiple=cut.multiple,
