@@ -1,5 +1,7 @@
 """Where a network and its pruned form begin to differ."""
 
+from functools import partial
+
 from flax import linen
 import jax
 import numpy as np
@@ -37,15 +39,18 @@ def first_difference(
 
 def _gated_outputs(net, variables, images) -> dict[str, nn.Features]:
   """{path of a gate: output of its layer}."""
-  _, captured = net.apply(
-    variables,
-    images,
-    capture_intermediates=lambda layer, _: (
-      isinstance(layer, nn.ConvBn) and layer.gate is not None
-    ),
+  apply = partial(
+    net.apply,
+    capture_intermediates=_is_gated_output,
     mutable=['intermediates'],
   )
+  _, captured = jax.jit(apply)(variables, images)
   outputs = jax.tree.leaves(
     captured['intermediates'], is_leaf=lambda m: isinstance(m, nn.Features)
   )
   return {m.gates[0]: m for m in outputs}
+
+
+def _is_gated_output(layer: linen.Module, method: str) -> bool:
+  is_gated = isinstance(layer, nn.ConvBn) and layer.gate is not None
+  return is_gated and method == '__call__'

@@ -9,8 +9,9 @@ it still has (ours; not in the paper).
 
 from collections.abc import Callable, Mapping
 import dataclasses
+from functools import partial
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import linen
 from flax.core import FrozenDict
@@ -38,22 +39,21 @@ class Width(NamedTuple):
   gate: str | None  # path of the gate; None: these channels are never pruned
 
 
-def _static(**kwargs: Any) -> Any:
-  """A dataclass field that is part of a pytree's structure, not a leaf."""
-  return dataclasses.field(metadata={'static': True}, **kwargs)
-
-
-@jax.tree_util.register_dataclass
+@partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['x'],
+  meta_fields=['ids', 'gates', 'cut_off_by'],
+)
 @dataclasses.dataclass(frozen=True)
 class Features:
   """A feature map with the ids of its channels; a pytree with the leaf `x`."""
 
   x: jax.Array  # [B, H, W, len(ids)], or [B, len(ids)] after `flatten`
-  ids: Ids = _static()
+  ids: Ids
   # Paths of the gates of the layers that wrote x; after `add`, of all branches.
-  gates: tuple[str, ...] = _static(default=())
+  gates: tuple[str, ...] = ()
   # Gates without channels that keep the image from reaching x; () if none do.
-  cut_off_by: tuple[str, ...] = _static(default=())
+  cut_off_by: tuple[str, ...] = ()
 
 
 def gated(module: linen.Module, gate: str, n: int) -> Width:

@@ -56,7 +56,7 @@ class ConvBn(linen.Module):
     if self.depthwise:
       m = select(m, self.width.ids)
     gates = () if self.width.gate is None else (self.width.gate,)
-    applied = self._applied_gates()
+    applied = _applied_gates(self)
     b, h, w, c = m.x.shape
     n = len(self.width.ids)
     out_shape = (b, -(-h // self.stride), -(-w // self.stride), n)
@@ -78,19 +78,6 @@ class ConvBn(linen.Module):
     g = None if self.gate is None else self.gate(n)
     x = batch_norm.BatchNorm(self.epsilon, self.train, name='bn')(x, g)
     return Features(x, self.width.ids, gates, m.cut_off_by)
-
-  def _applied_gates(self) -> tuple[str, ...]:
-    """The path of `gate`, checked; () without one."""
-    if self.gate is None:
-      return ()
-    path = '/'.join(self.gate.path)
-    if path != self.width.gate:
-      raise ValueError(
-        f"layer '{'/'.join(self.path)}' has the gate '{path}' and a width of"
-        f' gate {self.width.gate!r}: make the width with nn.gated(self,'
-        f" '{self.gate.name}', ...) or nn.chain(self, {self.gate.name}=...)"
-      )
-    return (path,)
 
 
 class Dense(linen.Module):
@@ -131,6 +118,20 @@ class Head(linen.Module):
     # In bfloat16, with 8 bits, classes would tie.
     m = act(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), m)
     return Dense(self.classes, self.kernel_init, name='logits')(m).x
+
+
+def _applied_gates(layer: ConvBn) -> tuple[str, ...]:
+  """The path of the layer's gate, which is that of its width; () if none."""
+  if layer.gate is None:
+    return ()
+  path = '/'.join(layer.gate.path)
+  if path != layer.width.gate:
+    raise ValueError(
+      f"layer '{'/'.join(layer.path)}' has the gate '{path}' and a width of"
+      f' gate {layer.width.gate!r}: make the width with nn.gated(self,'
+      f" '{layer.gate.name}', ...) or nn.chain(self, {layer.gate.name}=...)"
+    )
+  return (path,)
 
 
 # Kernels [k, k, in, out] ~ N(0, 2 / (k * k * out)) (reference code).

@@ -1,1 +1,1 @@
-"""What the search decides: gates on channels, their values and their penalty."""
+"""What the search trains and decides: the gates on channels."""

@@ -1,8 +1,8 @@
 """The paper's formulas: the values of gates, their penalty and their decision.
 
-A gate logit s is one number per channel. Gate logits and gate values are pytrees
-with the structure of the network's variable collection `gates`: nested dicts
-with leaves [n] float32, one leaf per gate of n channels.
+A gate logit s is one number per channel. Gate logits and gate values are
+pytrees with the structure of the network's variable collection `gates`: nested
+dicts with leaves [n] float32, one leaf per gate of n channels.
 
   open   g = 1                                            in the warm-up
   soft   g = sigmoid(delta * s)                           in the search
@@ -61,7 +61,7 @@ def hard_gates(
 def delta_schedule(epoch: int, epochs: int, delta_end: float) -> float:
   """delta_end ** ((k + 1) / K) in search epoch k of K.
 
-  It reaches delta_end in the last epoch and never is 1, as in the authors' code.
+  It is delta_end in the last epoch and never 1, as in the authors' code.
   """
   return delta_end ** ((epoch + 1) / epochs)
 
