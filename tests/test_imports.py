@@ -81,7 +81,7 @@ INSIDE = {
     'registry': {'limits', 'network', 'zoo'},
     'zoo': {'mobilenet_v2', 'network', 'proxyless', 'resnet', 'vgg'},
   },
-  'graph': {'difference': {'surgery'}, 'surgery': {'walk'}},
+  'graph': {'difference': {'surgery', 'walk'}, 'surgery': {'walk'}},
   'nn': {'layers': {'activations', 'features'}},
   'data': {
     'inputs': {'batches'},

@@ -28,9 +28,9 @@ def count(net: Any, image_shape: tuple[int, int, int]) -> Counts:
 
   `image_shape` is (height, width, channels).
   """
-  graph, full = (
-    walk.graph_of(n, image_shape) for n in (net, surgery.with_keep(net, {}))
-  )
+  full = graph = walk.graph_of(net, image_shape)
+  if net.keep:
+    full = walk.graph_of(surgery.with_keep(net, {}), image_shape)
   return Counts(
     sum(math.prod(a.shape) for a in jax.tree.leaves(graph.shapes['params'])),
     sum(layer.macs for layer in graph.layers.values()),

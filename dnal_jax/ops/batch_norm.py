@@ -56,7 +56,7 @@ class BatchNorm(linen.Module):
 def _normalise(epsilon, x, scale, bias, mean, var):
   slope = scale * lax.rsqrt(var + epsilon)
   # x - mean first would keep more digits where the mean is a large multiple of
-  # the deviation, at the cost of another map; the variance has lost them by now.
+  # the deviation, at the cost of another map; the variance has lost them, too.
   return (x * slope + (bias - mean * slope)).astype(x.dtype)
 
 
