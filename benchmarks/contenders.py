@@ -139,8 +139,8 @@ def prune_to(net, shape, macs, *, multiple=1):
   low, high = 0.0, 1.0
   for _ in range(8):
     middle = (low + high) / 2
-    sites = walk.graph_of(at(middle), shape).sites.values()
-    if sum(site.macs for site in sites) < macs:
+    layers = walk.graph_of(at(middle), shape).layers.values()
+    if sum(layer.macs for layer in layers) < macs:
       low = middle
     else:
       high = middle
@@ -264,7 +264,7 @@ def _check(net, stage, params, batch_stats, images, labels, torch_loss, dtype):
   gates = walk.graph_of(net, images.shape[1:]).shapes.get('gates', {})
   gate_logits = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), gates)
   values = (
-    channel_gates.soft(gate_logits, torch_networks.DELTA)
+    channel_gates.soft_gates(gate_logits, torch_networks.DELTA)
     if stage.delta_end is not None
     else channel_gates.open_gates(gate_logits)
   )

@@ -25,8 +25,8 @@ def build(net, image_shape, *, gated=False):
     resnet.ResNet: ResNet,
     mobilenet_v2.MobileNetV2: MobileNetV2,
   }
-  sites = walk.graph_of(net, image_shape).sites
-  return families[type(net)](net, Layers(sites, gated))
+  specs = walk.graph_of(net, image_shape).layers
+  return families[type(net)](net, Layers(specs, gated))
 
 
 def load(module, variables):
@@ -54,37 +54,37 @@ def load(module, variables):
 class Layers:
   """Makes the layers of a network by their path in our network."""
 
-  def __init__(self, sites, gated):
-    self.sites, self.gated = sites, gated
+  def __init__(self, specs, gated):
+    self.specs, self.gated = specs, gated
 
   def conv(self, path, stride=1, gate=True):
     """The layer, or None if it was pruned away. `gate` is False for expansions,
     whose width is decided by the gate of the depthwise layer."""
-    site = self.sites.get(path)
-    if site is None or not site.outs:
+    spec = self.specs.get(path)
+    if spec is None or not spec.out_ids:
       return None
-    assert site.ins is None or site.ins, f'{path} reads nothing'
-    gated = self.gated and gate and site.out_gate is not None
-    return ConvBn(site, stride, gated)
+    assert spec.in_ids is None or spec.in_ids, f'{path} reads nothing'
+    gated = self.gated and gate and spec.out_gate is not None
+    return ConvBn(spec, stride, gated)
 
   def head(self):
-    paths = [path for path in self.sites if path.startswith('head/')]
-    return Head([self.sites[path] for path in paths])
+    paths = [path for path in self.specs if path.startswith('head/')]
+    return Head([self.specs[path] for path in paths])
 
 
 class ConvBn(nn.Conv2d):
   """Convolution, BatchNorm and, if `gated`, a gate."""
 
-  def __init__(self, site, stride, gated):
-    n = len(site.outs)
-    depthwise = site.ins is None
+  def __init__(self, spec, stride, gated):
+    n = len(spec.out_ids)
+    depthwise = spec.in_ids is None
     super().__init__(
-      *(n if depthwise else len(site.ins), n, site.kernel, stride),
-      padding=site.kernel // 2,
+      *(n if depthwise else len(spec.in_ids), n, spec.kernel, stride),
+      padding=spec.kernel // 2,
       groups=n if depthwise else 1,
-      bias=site.bias,
+      bias=spec.bias,
     )
-    self.ids = site.outs
+    self.ids = spec.out_ids
     self.bn = nn.BatchNorm2d(n)
     self.gate = nn.Parameter(torch.zeros(n)) if gated else None
     # Random initialisation of 1,000 layers takes longer than the timed steps.
@@ -100,13 +100,13 @@ class ConvBn(nn.Conv2d):
 class Head(nn.Module):
   """Hidden linear layers with BatchNorm and ReLU, then the logits."""
 
-  def __init__(self, sites):
+  def __init__(self, specs):
     super().__init__()
-    self.hidden = len(sites) - 1
-    for i, site in enumerate(sites[:-1], 1):
-      self.add_module(f'fc{i}', nn.Linear(len(site.ins), len(site.outs)))
-      self.add_module(f'bn{i}', nn.BatchNorm1d(len(site.outs)))
-    self.logits = nn.Linear(len(sites[-1].ins), len(sites[-1].outs))
+    self.hidden = len(specs) - 1
+    for i, spec in enumerate(specs[:-1], 1):
+      self.add_module(f'fc{i}', nn.Linear(len(spec.in_ids), len(spec.out_ids)))
+      self.add_module(f'bn{i}', nn.BatchNorm1d(len(spec.out_ids)))
+    self.logits = nn.Linear(len(specs[-1].in_ids), len(specs[-1].out_ids))
 
   def forward(self, x):
     for i in range(1, self.hidden + 1):

@@ -46,15 +46,15 @@ def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
   full = surgery.with_keep(net, {})
   before, after = (walk.graph_of(n, image_shape) for n in (full, net))
   rows = []
-  for path, site in before.sites.items():
-    now = after.sites[path]
+  for path, spec in before.layers.items():
+    now = after.layers[path]
     rows.append(
       {
         'layer': path,
-        'gate': site.out_gate,
-        'width': len(site.outs),
-        'learned_width': len(now.outs),
-        'macs': site.macs,
+        'gate': spec.out_gate,
+        'width': len(spec.out_ids),
+        'learned_width': len(now.out_ids),
+        'macs': spec.macs,
         'learned_macs': now.macs,
       }
     )

@@ -66,30 +66,32 @@ def middle_of_widest_gap(gates):
 
 def record_collectives():
   """{stage: {operation: bytes}}, filled in while a run trains."""
-  moved, steps = {}, loop.CompiledStage.train
+  moved, run_steps = {}, loop.CompiledStage.run_steps
 
-  def train_and_record(self, *args, **kwargs):
-    done = steps(self, *args, **kwargs)
-    moved.setdefault(self._stage.name, hlo.collectives(self.text()))
+  def run_and_record(self, *args):
+    state_and_metrics = run_steps(self, *args)
+    name = self._stage.name
+    if name not in moved:
+      moved[name] = hlo.collectives(self.program_text())
     assert self._steps._cache_size() == 1  # compiled once for all epochs
-    return done
+    return state_and_metrics
 
-  loop.CompiledStage.train = train_and_record
+  loop.CompiledStage.run_steps = run_and_record
   return moved
 
 
 def prune_at(threshold):
-  """Has runs cut at `threshold`, or in the widest gap; a list that will hold
-  the threshold."""
-  used, pruned = [], prune.prune
+  """Makes runs prune at `threshold`, or in the widest gap; returns a list that
+  will hold the threshold."""
+  used, prune_model = [], prune.prune_model
 
-  def prune_there(network, params, gate_logits, batch_stats, cut, **kwargs):
-    soft = channel_gates.soft(gate_logits, cut.search.delta_end)
+  def prune_there(model, params, gate_logits, batch_stats, cut, **kwargs):
+    soft = channel_gates.soft_gates(gate_logits, cut.search.delta_end)
     used.append(middle_of_widest_gap(soft) if threshold is None else threshold)
     cut = cut._replace(threshold=used[0])
-    return pruned(network, params, gate_logits, batch_stats, cut, **kwargs)
+    return prune_model(model, params, gate_logits, batch_stats, cut, **kwargs)
 
-  prune.prune = prune_there
+  prune.prune_model = prune_there
   return used
 
 

@@ -189,7 +189,7 @@ def test_masked_is_the_pruned_network_at_full_size(stages):
   assert 0 < len(graphs[1].gates) <= len(graphs[0].gates)
 
   def pruned(state):
-    return surgery.cut(variables_of(state, gates), *graphs)
+    return surgery.prune_variables(variables_of(state, gates), *graphs)
 
   logits, outputs = apply(net, variables_of(before, gates))
   small_logits, _ = apply(small, pruned(before))

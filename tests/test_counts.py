@@ -1,5 +1,6 @@
-"""Sizes of every network, to the integer, in both conventions."""
+"""Sizes of every network, exact and as in the paper, to the integer."""
 
+import importlib
 import json
 import pathlib
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from dnal_jax import models
+from dnal_jax.config import parse_config
 from dnal_jax.cost import exact, reference
 from dnal_jax.graph import surgery, walk
 from dnal_jax.models import proxyless
@@ -79,47 +81,42 @@ def test_table_is_complete():
   assert set(models.NETWORKS) == set(PUBLISHED) | OURS
 
 
-def summary(*flags):
-  done = subprocess.run(
-    [sys.executable, '-m', 'dnal_jax.summary', *flags],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  return done.stdout
-
-
 @pytest.mark.parametrize(
-  ('flag', 'name'),
+  ('config', 'variant', 'name'),
   [
-    ('--config=configs/vgg16_cifar10.py', 'vgg16_cifar'),
-    ('--config=configs/resnet56_cifar10.py:baseline', 'resnet56_cifar'),
-    ('--config=configs/mbv2_cifar10.py', 'mobilenet_v2_cifar'),
-    ('--config=configs/vgg16_imagenet.py', 'vgg16'),
-    ('--config=configs/resnet50_imagenet.py', 'resnet50'),
-    ('--config=configs/mbv2_imagenet.py', 'mobilenet_v2'),
-    ('--config=configs/proxyless_imagenet.py', 'proxyless'),
-    ('--network=proxyless', 'proxyless'),
+    ('vgg16_cifar10', '', 'vgg16_cifar'),
+    ('resnet56_cifar10', 'baseline', 'resnet56_cifar'),
+    ('mbv2_cifar10', '', 'mobilenet_v2_cifar'),
+    ('vgg16_imagenet', '', 'vgg16'),
+    ('resnet50_imagenet', '', 'resnet50'),
+    ('mbv2_imagenet', '', 'mobilenet_v2'),
+    ('proxyless_imagenet', '', 'proxyless'),
   ],
 )
-def test_summary_gives_them(flag, name):
-  told = json.loads(summary(flag, '--json'))
-  assert tuple(told['baseline'].values()) == PUBLISHED[name][:4]
-  assert told['gates']['total'] == PUBLISHED[name][4]
-  assert sum(row['macs'] for row in told['layers']) == PUBLISHED[name][1]
+def test_each_config_is_of_the_published_network(config, variant, name):
+  module = importlib.import_module(f'configs.{config}')
+  parsed = parse_config(module.get_config(variant).to_dict())
+  assert (parsed.build(), parsed.image_shape) == build(name)
 
 
-def test_summary_table_for_people():
-  text = summary('--config=configs/quickstart.py')
-  assert 'conv3_2' in text
-  assert '2,379,008' in text
+def test_summary_command():
+  def printed(*flags):
+    command = (sys.executable, '-m', 'dnal_jax.summary', *flags)
+    return subprocess.check_output(command, cwd=ROOT, text=True)
+
+  name = 'resnet56_cifar'
+  got = json.loads(printed(f'--network={name}', '--json'))
+  assert tuple(got['baseline'].values()) == PUBLISHED[name][:4]
+  assert got['gates']['total'] == PUBLISHED[name][4]
+  assert sum(row['macs'] for row in got['layers']) == PUBLISHED[name][1]
+  table = printed('--config=configs/quickstart.py')
+  assert 'conv3_2' in table
+  assert '2,379,008' in table
 
 
-def test_half_of_resnet50_in_both_conventions():
-  """The reference's counting loses what shortcuts keep alive: of a ResNet50
-  with half of the gates closed it counts about 8.9 M parameters, and the
-  network has about 11.0 M."""
+def test_half_of_resnet50_has_more_than_the_reference_counts():
+  """The paper's counts leave out what shortcuts keep alive: for a ResNet50 with
+  half of its gates closed 8.9 M parameters of the 11.0 M that it has."""
   net, shape = build('resnet50')
   rng = np.random.default_rng(0)
   keep = {
@@ -133,7 +130,7 @@ def test_half_of_resnet50_in_both_conventions():
 
 
 def test_reference_count_by_hand():
-  """Two channels kept in every gate of the digits VGG: a sum on paper."""
+  """Two channels kept in every gate of the digits VGG, added up by hand."""
   variant = models.get('vgg7_digits')
   full = variant.build(classes=10)
   gates = walk.graph_of(full, (8, 8, 1)).gates
@@ -147,20 +144,20 @@ def test_reference_count_by_hand():
   assert counts.reference_macs == macs + 6 * 2 * 2 + 10
 
 
-def test_reference_count_of_a_sum_takes_what_any_candidate_has_open():
-  """Two candidates of the first block open channels (0, 1) and (1, 2), and
-  its shortcut is ignored: the next block's layers read three channels."""
+def test_reference_count_of_a_sum_reads_what_any_candidate_keeps():
+  """Two candidates of the first block keep channels (0, 1) and (1, 2), and its
+  shortcut is ignored: the layers of the next block read three channels."""
   net = models.get('proxyless_digits').build(classes=10)
-  whole = walk.graph_of(net, (8, 8, 1))
-  keep = dict.fromkeys(whole.gates, ())
+  full = walk.graph_of(net, (8, 8, 1))
+  keep = dict.fromkeys(full.gates, ())
   keep |= {'block1_2/3x3_e3/out': (0, 1), 'block1_2/7x7_e6/out': (1, 2)}
   keep |= {'block2_1/5x5_e3/hidden': (0,)}
-  params, _ = reference.reference_counts(whole, keep)
+  params, _ = reference.reference_counts(full, keep)
   norms = 2 * (2 + 2 + 1 + 1)  # of the two `out`, an expansion, its depthwise
   assert params == 3 + 25 + norms + 10  # expansion, depthwise, the logits' bias
 
 
-def test_summary_says_which_candidates_survive():
+def test_survivors_are_the_candidates_with_outputs():
   before = {
     f'block3_1/{name}/{gate}': range(n)
     for name, n in (('3x3_e3', 120), ('5x5_e6', 240), ('7x7_e3', 120))

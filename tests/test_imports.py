@@ -88,7 +88,7 @@ INSIDE = {
     'registry': {'network', 'zoo'},
     'zoo': {'mobilenet_v2', 'network', 'proxyless', 'resnet', 'vgg'},
   },
-  'graph': {'difference': {'surgery'}, 'surgery': {'walk'}},
+  'graph': {'difference': {'surgery', 'walk'}, 'surgery': {'walk'}},
   'nn': {'layers': {'activations', 'features'}},
   'data': {
     'memory': {'cache', 'splits', 'tfds_sets'},

@@ -1,7 +1,7 @@
-"""Channel ids survive everything that layers do to a feature map."""
+"""Channel ids stay right through everything that layers do to a feature map."""
 
-from collections.abc import Callable
-import dataclasses
+from functools import partial
+from typing import Any
 
 from flax import linen
 import jax
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnal_jax import nn
-from dnal_jax.ops import batch_norm
+from dnal_jax import models, nn
+from dnal_jax.models import resnet
 
 
 def features(ids, seed=0, shape=(2, 3, 3), **kwargs):
@@ -20,10 +20,10 @@ def features(ids, seed=0, shape=(2, 3, 3), **kwargs):
 
 
 def dense(m, channels):
-  """The map with all channels, absent ones zero: what a sum must respect."""
-  whole = np.zeros((*m.x.shape[:-1], channels), np.float32)
-  whole[..., list(m.ids)] = m.x
-  return whole
+  """The map with all channels, missing ones zero: what a sum must respect."""
+  full = np.zeros((*m.x.shape[:-1], channels), np.float32)
+  full[..., list(m.ids)] = m.x
+  return full
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,10 @@ def test_select_fills_with_zeros():
   np.testing.assert_array_equal(got.x[..., 1], m.x[..., 1])
 
 
-def test_flatten_keeps_positions_apart():
-  whole = features(range(4))
-  part = nn.select(whole, (1, 3))
-  flat, flat_part = nn.flatten(whole, 4), nn.flatten(part, 4)
+def test_flatten_gives_each_position_ids_of_its_own():
+  full = features(range(4))
+  part = nn.select(full, (1, 3))
+  flat, flat_part = nn.flatten(full, 4), nn.flatten(part, 4)
   np.testing.assert_array_equal(flat.x[:, np.array(flat_part.ids)], flat_part.x)
   assert len(flat_part.ids) == 9 * 2
 
@@ -59,11 +59,24 @@ def test_subsample_shifts_ids():
   np.testing.assert_array_equal(got.x, m.x[:, ::2, ::2])
 
 
-def test_closed_needs_every_summand_cut_off():
-  seen, cut = features((0,)), features((1,), cut_off_by=('a',))
-  assert nn.add(cut, seen).closed == ()
+def test_a_sum_is_cut_off_only_if_all_summands_are():
+  reached, cut = features((0,)), features((1,), cut_off_by=('a',))
+  assert nn.add(cut, reached).cut_off_by == ()
   both = nn.add(cut, features((1,), cut_off_by=('b', 'a')))
-  assert both.closed == ('a', 'b')
+  assert both.cut_off_by == ('a', 'b')
+
+
+def test_features_are_a_pytree_with_one_leaf():
+  """Ids, gates and what cuts off are structure, which `jit` compares."""
+  m = features((1, 4), gates=('a',), cut_off_by=('b',))
+  (leaf,), tree = jax.tree.flatten(m)
+  assert leaf is m.x
+  got = jax.jit(lambda m: nn.act(jnp.negative, m))(m)
+  assert (got.ids, got.gates, got.cut_off_by) == ((1, 4), ('a',), ('b',))
+  np.testing.assert_array_equal(got.x, -m.x)
+  for other in ({'ids': (1, 5)}, {'gates': ()}, {'cut_off_by': ()}):
+    kwargs = {'gates': ('a',), 'cut_off_by': ('b',), 'ids': (1, 4), **other}
+    assert jax.tree.structure(features(**kwargs)) != tree
 
 
 class Chained(linen.Module):
@@ -74,9 +87,9 @@ class Chained(linen.Module):
     return nn.chain(self, a=4, b=4, c=4)
 
 
-def test_nothing_is_kept_in_front_of_an_emptied_layer():
+def test_nothing_is_kept_before_an_emptied_layer():
   net = Chained({'b': (), 'c': (1, 2)})
-  widths = net.apply({}, 0)
+  widths: Any = net.apply({}, 0)
   assert [w.ids for w in widths] == [(), (), (1, 2)]
   assert [w.gate for w in widths] == ['a', 'b', 'c']
 
@@ -87,9 +100,14 @@ class OneConv(linen.Module):
 
   @linen.compact
   def __call__(self, m):
-    width = nn.Width(self.outs, self.gate)
-    m = nn.ConvBn(width, 3, bias=True, train=True, name='conv')(m)
-    return nn.Gate(name='gate')(m)
+    return nn.ConvBn(
+      nn.Width(self.outs, self.gate),
+      3,
+      bias=True,
+      gate=nn.Gate(name='gate'),
+      train=True,
+      name='conv',
+    )(m)
 
 
 def test_layer_without_outputs_has_no_variables():
@@ -108,64 +126,96 @@ def test_layer_without_inputs_is_the_constant_it_was():
   np.testing.assert_array_equal(out.x, 0)  # BatchNorm's bias at init
 
 
-def test_gate_must_stand_behind_its_own_layer():
-  with pytest.raises(ValueError, match=r'give that layer the width gated\('):
-    OneConv(gate='elsewhere').init(jax.random.key(0), features((0,)))
-
-
-class Gated(linen.Module):
-  """A gate behind a convolution, with something of the user's between."""
-
-  between: Callable[[nn.Features], nn.Features]
-
-  @linen.compact
-  def __call__(self, m):
-    width = nn.Width((0, 1), 'gate')
-    m = nn.ConvBn(width, 3, name='conv')(m)
-    return nn.Gate(name='gate')(self.between(m))
+@pytest.mark.parametrize('gate', ['elsewhere', None])
+def test_a_gate_must_be_that_of_the_width(gate):
+  with pytest.raises(ValueError, match=r"layer 'conv'.*gate 'gate'") as caught:
+    OneConv(gate=gate).init(jax.random.key(0), features((0,)))
+  assert repr(gate) in str(caught.value)
+  assert "nn.gated(self, 'gate', ...)" in str(caught.value)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize(
-  ('between', 'straight'),
-  [(lambda m: m, True), (lambda m: nn.act(jnp.tanh, m), False)],
-)
-def test_gate_multiplies_whatever_it_stands_behind(
-  between, straight, dtype, monkeypatch
-):
-  """BatchNorm's scale and bias where it may, else the map itself."""
-  affine = []
-
-  def recorded(epsilon, x, scale, bias, mean, var):
-    affine.append(scale)
-    return with_constants(epsilon, x, scale, bias, mean, var)
-
-  with_constants = batch_norm._with_constants
-  monkeypatch.setattr(batch_norm, '_with_constants', recorded)
-  g = jnp.array([0.25, 0.0])
+def test_gate_multiplies_the_output_of_its_layer(dtype):
   m = features((0, 1, 2))
-  m = dataclasses.replace(m, x=m.x.astype(dtype))
-  variables = Gated(between).init(jax.random.key(0), m)
-  scale = jnp.array([2.0, 3.0])
-  bn = {'scale': scale, 'bias': jnp.array([-0.5, 1.0])}
+  m = nn.act(lambda x: x.astype(dtype), m)
+  variables = OneConv().init(jax.random.key(0), m)
+  assert variables['gates']['gate']['g'].tolist() == [1, 1]
+  bn = {'scale': jnp.array([2.0, 3.0]), 'bias': jnp.array([-0.5, 1.0])}
   variables['params']['conv']['bn'] = bn
 
   def out(gates):
-    affine.clear()
-    gates = {'gate': {'g': gates}}
-    return Gated(between).apply({**variables, 'gates': gates}, m).x
+    got, _ = OneConv().apply(
+      {**variables, 'gates': {'gate': {'g': gates}}}, m, mutable='batch_stats'
+    )
+    assert got.x.dtype == dtype
+    return np.asarray(got.x, np.float32)
 
-  whole, scaled = out(jnp.ones(2)), out(g)
-  assert whole.dtype == scaled.dtype == dtype
-  assert (whole != 0).all()
+  g = jnp.array([0.25, 0.0])
+  full, scaled = out(jnp.ones(2)), out(g)
+  assert (full != 0).all()
   tolerance = 1e-6 if dtype == 'float32' else 1e-2
-  np.testing.assert_allclose(
-    scaled.astype(np.float32), whole.astype(np.float32) * g, rtol=tolerance
+  np.testing.assert_allclose(scaled, full * g, rtol=tolerance)
+
+
+def test_gates_take_no_pass_over_a_map():
+  """They multiply BatchNorm's scale and bias: no more products of maps."""
+  m = features((0, 1, 2))
+  variables = OneConv().init(jax.random.key(0), m)
+
+  def products_of_maps(gate):
+    class Net(linen.Module):
+      @linen.compact
+      def __call__(self, m):
+        g = nn.Gate(name='gate') if gate else None
+        width = nn.Width((0, 1), 'gate')
+        return nn.ConvBn(width, 3, bias=True, gate=g, name='conv')(m)
+
+    jaxpr = jax.make_jaxpr(lambda v: Net().apply(v, m).x)(variables)
+    lines = str(jaxpr).splitlines()
+    return sum(' = mul ' in line and '[2,3,3,2]' in line for line in lines)
+
+  assert products_of_maps(gate=True) == products_of_maps(gate=False) == 1
+
+
+def test_a_rematerialised_block_is_the_same_function():
+  """Logits, statistics and gradients of a ResNet that recomputes its blocks in
+  the backward pass; one block has a shortcut of another shape."""
+  remat: Any = linen.remat(resnet.BasicBlock)
+  net = models.get('resnet8_digits').build(
+    classes=3, blocks=(1, 1), features=(4, 8), stem_layer=(4, 3, 1)
   )
-  assert [a.tolist() for a in affine] == [
-    scale.tolist(),
-    *([(scale * g).tolist()] if straight else []),
-  ]
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(4, 4, 4, 1)))
+    weights = rng.normal(size=(4, 3))
+    variables = jax.tree.map(
+      lambda a: jnp.asarray(0.1 + abs(rng.normal(size=a.shape))),
+      dict(jax.eval_shape(net.init, jax.random.key(0), images)),
+    )
+    stats = variables.pop('batch_stats')
+
+    def loss(net, trained):
+      logits, updated = net.apply(
+        {**trained, 'batch_stats': stats}, images, True, mutable='batch_stats'
+      )
+      return (logits * weights).sum(), (logits, updated)
+
+    def results(net):
+      f = jax.value_and_grad(partial(loss, net), has_aux=True)
+      equations = jax.make_jaxpr(f)(variables).eqns
+      recomputed = sum('policy' in e.params for e in equations)
+      return recomputed, jax.jit(f)(variables)
+
+    (kept, want), (recomputed, got) = map(
+      results, (net, net.clone(block=remat))
+    )
+  want, got = jax.device_get((want, got))
+  assert (kept, recomputed) == (0, 2)
+  assert all((g != 0).any() for g in jax.tree.leaves(want[1]['gates']))
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  jax.tree.map(
+    partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), got, want
+  )
 
 
 def test_scaled_widths():

@@ -1,11 +1,12 @@
-"""A network of one's own: registered, learned, loaded, and refused if unfit."""
+"""A user's network: registered, learned, loaded, and refused if it is wrong."""
 
+from functools import partial
 import json
 import subprocess
 import sys
 import textwrap
 
-from commands import ROOT, SHORT, fail, succeed
+from commands import ROOT, SHORT, succeed
 from flax import linen
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,31 @@ import pytest
 import dnal_jax
 from dnal_jax import errors, models, nn
 from dnal_jax.cost import exact
+from dnal_jax.models import registry
 
-# What a user writes: the network, and a config that registers it.
+# What a user writes: a network whose second block is rematerialised, and a
+# config that registers it.
 MINE = """
   from configs import quickstart
   from flax import linen
-  from dnal_jax import layers, models
+  from dnal_jax import models, nn
+
+
+  class Block(linen.Module):
+    features: int
+    keep: nn.Keep
+    train: bool
+
+    @linen.compact
+    def __call__(self, m):
+      y = nn.ConvBn(
+        nn.gated(self, 'out', self.features),
+        3,
+        gate=nn.Gate(name='out'),
+        train=self.train,
+        name='conv',
+      )(m)
+      return nn.act(nn.relu_of_sum, nn.add(y, shortcut=m))
 
 
   class Tiny(linen.Module):
@@ -32,13 +52,15 @@ MINE = """
     @linen.compact
     def __call__(self, x, train=False):
       n = nn.scaled(16, self.width)
-      m = nn.image(x)
-      for i in (1, 2):
-        y = nn.ConvBn(
-          nn.gated(self, f'gate{i}', n), 3, train=train, name=f'conv{i}'
-        )(m)
-        y = nn.act(nn.relu, nn.Gate(name=f'gate{i}')(y))
-        m = y if i == 1 else nn.add(y, shortcut=m)
+      m = nn.ConvBn(
+        nn.gated(self, 'stem', n),
+        3,
+        gate=nn.Gate(name='stem'),
+        train=train,
+        name='stem_conv',
+      )(nn.image(x))
+      m = nn.act(nn.relu, m)
+      m = linen.remat(Block)(n, self.keep, train, name='block')(m)
       m = nn.average(nn.max_pool(m, 2))
       return nn.Head(self.classes, train=train, name='head')(m)
 
@@ -54,7 +76,7 @@ MINE = """
 @pytest.fixture
 def registered(monkeypatch):
   """An empty registry, for the test alone."""
-  monkeypatch.setattr(models, '_REGISTERED', {})
+  monkeypatch.setattr(registry, '_REGISTERED', {})
 
 
 @pytest.fixture
@@ -73,13 +95,13 @@ def summary(*flags):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('registered')
-def test_config_of_ones_own_runs_and_its_folder_loads(tmp_path, mine):
+def test_a_users_config_runs_and_its_folder_loads(tmp_path, mine):
   workdir, config = tmp_path / 'run', tmp_path / 'mine.py'
   config.write_text(textwrap.dedent(MINE))
   printed = succeed(workdir, *SHORT, config=config)
   assert 'tiny on digits' in printed
   with pytest.raises(errors.UserError, match=r"models\.register\('tiny', "):
-    dnal_jax.load(workdir)  # another process than the run
+    dnal_jax.load(workdir)  # the run was another process
   mine['get_config']()
   net, variables = dnal_jax.load(workdir)
   assert type(net) is mine['Tiny']
@@ -92,24 +114,27 @@ def test_config_of_ones_own_runs_and_its_folder_loads(tmp_path, mine):
   assert "models.register('tiny', ...)" in alone.stderr
   both = summary(architecture, f'--config={config}', '--json')
   assert both.returncode == 0, both.stderr
-  told = json.loads(both.stdout)
-  assert [row['layer'] for row in told['layers']] == [
-    *('conv1', 'conv2', 'head/logits')
+  summarised = json.loads(both.stdout)
+  assert [row['layer'] for row in summarised['layers']] == [
+    *('stem_conv', 'block/conv', 'head/logits')
   ]
-  assert told['learned'] == result['learned']
-
-
-def test_unknown_network_tells_how_to_register(tmp_path):
-  told = fail(tmp_path / 'run', '--config.network.name=mine')
-  assert "unknown network 'mine'" in told
-  assert "known after models.register('mine', ...)" in told
+  assert summarised['learned'] == result['learned']
 
 
 @pytest.mark.usefixtures('registered')
-def test_names_of_ours_stay_and_ones_own_are_replaced(mine):
+def test_the_message_for_an_unknown_network_says_how_to_register_it():
+  with pytest.raises(errors.UserError, match="unknown network 'mine'") as error:
+    models.get('mine')
+  assert "models.register('mine', ...)" in str(error.value)
+
+
+@pytest.mark.usefixtures('registered')
+def test_names_of_the_zoo_are_refused_and_names_of_users_replaced(mine):
   variant = models.Variant(mine['Tiny'], image=8, classes=10)
-  with pytest.raises(errors.UserError, match="'vgg16' is a network of ours"):
+  with pytest.raises(errors.UserError, match=r"'vgg16'.* by another name"):
     models.register('vgg16', variant)
+  with pytest.raises(errors.UserError, match='100 characters'):
+    models.register('a' * 101, variant)
   models.register('tiny', variant)
   models.register('tiny', variant._replace(classes=3))
   assert models.get('tiny').classes == 3
@@ -121,7 +146,7 @@ def test_names_of_ours_stay_and_ones_own_are_replaced(mine):
 @pytest.mark.parametrize(
   'name', [name for name in models.NETWORKS if name.endswith('_digits')]
 )
-def test_every_network_of_ours_would_be_taken(name):
+def test_networks_of_the_zoo_would_be_accepted(name):
   models.register('another', models.NETWORKS[name])
   assert models.get('another') is models.NETWORKS[name]
 
@@ -131,12 +156,13 @@ class Block(linen.Module):
 
   @linen.compact
   def __call__(self, m):
-    m = nn.ConvBn(nn.gated(self, 'gate', 8), 3, name='conv')(m)
-    return nn.Gate(name='gate')(m)
+    return nn.ConvBn(
+      nn.gated(self, 'gate', 8), 3, gate=nn.Gate(name='gate'), name='conv'
+    )(m)
 
 
-class Unfit(linen.Module):
-  """Fit only as `Unfit(fault=None)`."""
+class Faulty(linen.Module):
+  """A network with one fault, or none."""
 
   classes: int
   width: float = 1.0
@@ -149,14 +175,20 @@ class Unfit(linen.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     m = nn.image(x)
     if self.fault == 'no gate':
-      m = nn.ConvBn(nn.full(8), 3, name='conv')(m)
+      m = nn.ConvBn(nn.ungated(8), 3, name='conv')(m)
     else:
       keep = nn.NO_KEEP if self.fault == 'keep' else self.keep
       m = Block(keep, name='block')(m)
+    if self.fault == 'unused gate':
+      m = nn.ConvBn(nn.gated(self, 'unused', 8), 3, name='conv')(m)
     if self.fault == 'dense':
       m = nn.act(linen.Dense(8, name='mine'), m)
     name = 'classifier' if self.fault == 'head' else 'head'
     return nn.Head(self.classes, name=name)(nn.average(m))
+
+
+def faulty(fault):
+  return partial(Faulty, fault=fault)
 
 
 class WithoutMinImage(linen.Module):
@@ -174,16 +206,20 @@ class WithoutWidth(linen.Module):
 @pytest.mark.parametrize(
   ('build', 'message'),
   [
-    (WithoutWidth, "'width'.*: make them fields of its class"),
-    (WithoutMinImage, 'has no min_image: add it'),
-    (lambda **kw: Unfit(fault=[], **kw), 'cannot be hashed: use tuples'),
-    (lambda **kw: Unfit(fault='no gate', **kw), r'has no layers\.Gate'),
-    (lambda **kw: Unfit(fault='head', **kw), r'layers\.Head\(\.\.\., name='),
-    (lambda **kw: Unfit(fault='dense', **kw), "parameter 'mine/bias', which"),
-    (lambda **kw: Unfit(fault='keep', **kw), "gate 'block/gate'.*keep=self"),
+    (WithoutWidth, "WithoutWidth.*'width'.*: make them fields of its class"),
+    (WithoutMinImage, r'\(WithoutMinImage\) has no min_image: add it'),
+    (faulty([]), r'\(Faulty\) .*cannot be hashed: use tuples'),
+    (faulty('no gate'), r'\(Faulty\) has no gate.*: pass gate=nn\.Gate\(name='),
+    (
+      faulty('unused gate'),
+      r"layer 'conv'.* gate 'unused'.*: pass gate=nn\.Gate\(name='unused'\)",
+    ),
+    (faulty('head'), r"has no classifier: .*nn\.Head\(\.\.\., name='head'\)"),
+    (faulty('dense'), r"parameter 'mine/bias'.*: use nn\.ConvBn and nn\.Head"),
+    (faulty('keep'), r"gate 'block/gate': .*nn\.gated.* keep=self\.keep"),
   ],
 )
-def test_unfit_network_is_refused_with_the_fix(build, message):
+def test_a_faulty_network_is_refused_with_the_fix(build, message):
   with pytest.raises(errors.UserError, match=f"network 'mine' .*{message}"):
     models.register('mine', models.Variant(build, image=8, classes=10))
   with pytest.raises(errors.UserError, match='unknown network'):
@@ -191,5 +227,5 @@ def test_unfit_network_is_refused_with_the_fix(build, message):
 
 
 @pytest.mark.usefixtures('registered')
-def test_the_same_network_without_a_fault_is_taken():
-  models.register('mine', models.Variant(Unfit, image=8, classes=10))
+def test_the_same_network_without_a_fault_is_accepted():
+  models.register('mine', models.Variant(Faulty, image=8, classes=10))

@@ -12,24 +12,27 @@ from dnal_jax.graph import surgery, walk
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """Cost of a network: trained parameters (no gates), multiply-adds an image.
+  """Cost of a network: trained parameters without gates, macs of one image.
 
-  `reference_*` are the paper's: see `reference_counts`.
+  `reference_*` are counted as in the paper: see `reference_counts`.
   """
 
   params: int
-  macs: int
+  macs: int  # multiply-adds
   reference_params: int
   reference_macs: int
 
 
 def count(net: Any, image_shape: tuple[int, int, int]) -> Counts:
-  """Both counts of a full or compact network, as integers."""
-  this, whole = (
-    walk.graph_of(n, image_shape) for n in (net, surgery.with_keep(net, {}))
-  )
+  """Exact and reference counts of a network, full or pruned.
+
+  `image_shape` is (height, width, channels).
+  """
+  full = graph = walk.graph_of(net, image_shape)
+  if net.keep:
+    full = walk.graph_of(surgery.with_keep(net, {}), image_shape)
   return Counts(
-    sum(math.prod(a.shape) for a in jax.tree.leaves(this.shapes['params'])),
-    sum(site.macs for site in this.sites.values()),
-    *reference.reference_counts(whole, net.keep),
+    sum(math.prod(a.shape) for a in jax.tree.leaves(graph.shapes['params'])),
+    sum(layer.macs for layer in graph.layers.values()),
+    *reference.reference_counts(full, net.keep),
   )

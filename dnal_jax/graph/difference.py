@@ -1,11 +1,13 @@
-"""Where a network and the one pruned from it differ."""
+"""Where a network and its pruned form begin to differ."""
+
+from functools import partial
 
 from flax import linen
 import jax
 import numpy as np
 
 from dnal_jax import nn
-from dnal_jax.graph import surgery
+from dnal_jax.graph import surgery, walk
 
 
 def first_difference(
@@ -16,29 +18,39 @@ def first_difference(
   images: jax.Array,
   tolerance: float,
 ) -> str | None:
-  """Path of the first gate whose kept channels differ between two networks."""
-  outputs = [
-    _gate_outputs(n, v, images)
-    for n, v in ((net, variables), (small, small_variables))
-  ]
-  for path, (ids, x) in outputs[1].items():
-    full_ids, full_x = outputs[0][path]
-    full_x = surgery.take_channels(full_x, full_ids, ids, axis=-1)
-    if not np.allclose(full_x, x, rtol=tolerance, atol=tolerance):
-      return path
+  """The first gate, in order of execution, whose layer's outputs differ.
+
+  Compares the channels that the pruned network `small` has kept, on images
+  [B, H, W, C]; differences within `tolerance`, absolute or relative, do not
+  count. None if no outputs differ.
+  """
+  full = _gated_outputs(net, variables, images)
+  pruned = _gated_outputs(small, small_variables, images)
+  height, width, channels = images.shape[1:]
+  for gate in walk.graph_of(small, (height, width, channels)).gates:
+    m = full[gate]
+    want = surgery.take_channels(
+      np.asarray(m.x), m.ids, pruned[gate].ids, axis=-1
+    )
+    if not np.allclose(want, pruned[gate].x, rtol=tolerance, atol=tolerance):
+      return gate
   return None
 
 
-def _gate_outputs(net, variables, images):
-  found = {}
+def _gated_outputs(net, variables, images) -> dict[str, nn.Features]:
+  """{path of a gate: output of its layer}."""
+  apply = partial(
+    net.apply,
+    capture_intermediates=_is_gated_output,
+    mutable=['intermediates'],
+  )
+  _, captured = jax.jit(apply)(variables, images)
+  outputs = jax.tree.leaves(
+    captured['intermediates'], is_leaf=lambda m: isinstance(m, nn.Features)
+  )
+  return {m.gates[0]: m for m in outputs}
 
-  def record(call, args, kwargs, context):
-    out = call(*args, **kwargs)
-    gate = context.module
-    if isinstance(gate, nn.Gate) and out.ids:
-      found['/'.join(gate.path)] = out.ids, np.asarray(out.x)
-    return out
 
-  with linen.intercept_methods(record):
-    net.apply(variables, images)
-  return found
+def _is_gated_output(layer: linen.Module, method: str) -> bool:
+  is_gated = isinstance(layer, nn.ConvBn) and layer.gate is not None
+  return is_gated and method == '__call__'

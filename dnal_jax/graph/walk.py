@@ -1,7 +1,6 @@
-"""The graph of a network: what each layer reads, writes and costs.
+"""The graph of a network: which channels each layer reads and writes.
 
-Running a network's definition on shapes alone gives, for each layer, the
-channel ids it reads and writes.
+Produced by running the network's definition on shapes alone.
 """
 
 import dataclasses
@@ -13,8 +12,8 @@ import jax.numpy as jnp
 
 from dnal_jax import errors, nn
 
-# Of a network that is walked over, 16 GiB in float32: nothing as large as that
-# is trained here, and shapes beyond some of JAX's own limits may not be traced.
+# 16 GiB in float32. Nothing as large as that is trained here, and JAX cannot
+# trace shapes beyond some limits of its own.
 MAX_PARAMS = 2**32
 
 
@@ -22,73 +21,73 @@ MAX_PARAMS = 2**32
 class LayerSpec:
   """What one convolution or linear layer reads and writes."""
 
-  ins: nn.Ids | None  # None: depthwise, an output reads its own channel
-  outs: nn.Ids
-  in_gates: tuple[str, ...]
-  out_gate: str | None
-  kernel: int
+  in_ids: nn.Ids | None  # None: depthwise, an output reads its own channel
+  out_ids: nn.Ids
+  in_gates: tuple[str, ...]  # gates of the layers that wrote the input
+  out_gate: str | None  # the gate that selects the outputs; None: never pruned
+  kernel: int  # side in pixels; 1 for a linear layer
   positions: int  # output pixels of one image
   bias: bool
   norm: bool
-  cut_off_by: tuple[
-    str, ...
-  ]  # gates that keep the image from reaching the input
+  # Gates without channels that keep the image from reaching the input.
+  cut_off_by: tuple[str, ...]
 
   @property
   def macs(self) -> int:
-    """Multiply-adds of one image."""
-    fan_in = 1 if self.ins is None else len(self.ins)
-    return self.kernel**2 * fan_in * self.positions * len(self.outs)
+    """Multiply-adds for one image."""
+    fan_in = 1 if self.in_ids is None else len(self.in_ids)
+    return self.kernel**2 * fan_in * self.positions * len(self.out_ids)
 
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-  """All that a network's definition says about one of its forms."""
+  """The layers, gates and variables of a network, full or pruned."""
 
-  sites: dict[str, LayerSpec]  # by path, in order of execution
-  gates: dict[str, nn.Ids]  # channels behind each gate that has any
+  layers: dict[str, LayerSpec]  # by path, in order of execution
+  gates: dict[str, nn.Ids]  # the channels of each gate that has any
   shapes: dict[str, Any]  # variables, as jax.ShapeDtypeStruct
 
   @property
   def cut_off_by(self) -> tuple[str, ...]:
-    """Gates that together keep the image from the classifier; () if none."""
-    return self.sites['head/logits'].cut_off_by
+    """Gates that together keep the image from the classifier; () if none do."""
+    return self.layers['head/logits'].cut_off_by
 
 
 def graph_of(net: Any, image_shape: tuple[int, int, int]) -> Graph:
-  """Runs `net` on shapes alone; `image_shape` is (height, width, channels).
+  """Traces `net` on one image of shape (height, width, channels).
 
   Raises:
-    UserError: it has more parameters than MAX_PARAMS.
+    UserError: the network has more than MAX_PARAMS parameters.
   """
-  found, weights = Graph({}, {}, {}), 0
+  graph, weights = Graph({}, {}, {}), 0
 
   def record(call, args, kwargs, context):
     nonlocal weights
     if context.method_name != '__call__':
       return call(*args, **kwargs)
     layer, path = context.module, '/'.join(context.module.path)
-    weights += _weights(layer, args)
+    weights += _kernel_size(layer, args)
     if weights > MAX_PARAMS:
       raise errors.UserError(
-        f"with layer '{path}' the network has {weights:,} parameters, and"
-        f' {MAX_PARAMS:,} is the most; make it narrower, or its images smaller'
+        f"up to layer '{path}' the network has {weights:,} parameters;"
+        f' {MAX_PARAMS:,} is the maximum: make it narrower, or use smaller'
+        ' images'
       )
     out = call(*args, **kwargs)
     if isinstance(layer, nn.ConvBn | nn.Dense):
-      found.sites[path] = _layer_spec(layer, args[0], out)
-    elif isinstance(layer, nn.Gate) and out.ids:
-      found.gates[path] = out.ids
+      graph.layers[path] = _layer_spec(layer, args[0], out)
+      if isinstance(layer, nn.ConvBn) and layer.gate is not None and out.ids:
+        graph.gates['/'.join(layer.gate.path)] = out.ids
     return out
 
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   with linen.intercept_methods(record):
-    found.shapes.update(jax.eval_shape(net.init, jax.random.key(0), image))
-  return found
+    graph.shapes.update(jax.eval_shape(net.init, jax.random.key(0), image))
+  return graph
 
 
-def _weights(layer: linen.Module, args: tuple[Any, ...]) -> int:
-  """Size of the kernel of a layer of ours, before it is made."""
+def _kernel_size(layer: linen.Module, args: tuple[Any, ...]) -> int:
+  """Numbers in the kernel of one of our layers, before it is created."""
   if isinstance(layer, nn.Dense):
     return len(args[0].ids) * layer.features
   if isinstance(layer, nn.ConvBn):
@@ -100,8 +99,8 @@ def _weights(layer: linen.Module, args: tuple[Any, ...]) -> int:
 def _layer_spec(layer, m: nn.Features, out: nn.Features) -> LayerSpec:
   is_conv = isinstance(layer, nn.ConvBn)
   return LayerSpec(
-    ins=None if is_conv and layer.depthwise else m.ids,
-    outs=out.ids,
+    in_ids=None if is_conv and layer.depthwise else m.ids,
+    out_ids=out.ids,
     in_gates=m.gates,
     out_gate=next(iter(out.gates), None),
     kernel=layer.kernel if is_conv else 1,

@@ -1,9 +1,10 @@
 """MobileNetV2 (1801.04381): inverted residuals with depthwise convolutions.
 
-B batch, H height, W width, C channels. The gate `hidden` stands behind the
-depthwise convolution and decides over the expansion that feeds it as well
-(over the stem, where a block has no expansion); `out` stands behind the
-projection; `last` behind the last 1x1 convolution.
+B batch, H height, W width, C channels. The gate `hidden` multiplies the output
+of a block's depthwise convolution and selects the channels of the expansion
+before it as well, or of the stem if the block has no expansion; `out`
+multiplies the output of the projection, `last` that of the last 1x1
+convolution.
 """
 
 from functools import partial
@@ -16,7 +17,7 @@ from dnal_jax import nn
 
 
 class InvertedResidual(linen.Module):
-  """Expand 1x1, depthwise, project 1x1 without activation (their Fig. 4)."""
+  """Expand 1x1, depthwise, project 1x1 without activation (Fig. 4)."""
 
   hidden: int
   features: int
@@ -36,14 +37,19 @@ class InvertedResidual(linen.Module):
     if self.expand:
       y = nn.act(linen.relu6, conv(hidden, 1, name='expand')(y))
     y = conv(
-      hidden, self.kernel, self.stride, depthwise=True, name='depthwise'
+      hidden,
+      self.kernel,
+      self.stride,
+      depthwise=True,
+      gate=nn.Gate(name='hidden'),
+      name='depthwise',
     )(y)
-    y = nn.act(linen.relu6, nn.Gate(name='hidden')(y))
-    y = nn.Gate(name='out')(conv(out, 1, name='project')(y))
+    y = nn.act(linen.relu6, y)
+    y = conv(out, 1, gate=nn.Gate(name='out'), name='project')(y)
     if self.shortcut == 'none':
       return y
     if self.shortcut == 'conv':
-      m = conv(nn.full(self.features), 1, name='shortcut')(m)
+      m = conv(nn.ungated(self.features), 1, name='shortcut')(m)
     return nn.add(y, shortcut=m)
 
 
@@ -51,11 +57,11 @@ class MobileNetV2(linen.Module):
   """Stem, inverted residuals, 1x1 convolution, average, linear classifier."""
 
   classes: int
-  # Rows of (expansion, channels, blocks, stride of the first), Table 2.
+  # Rows of (expansion, channels, blocks, stride of the first block), Table 2.
   stages: tuple[tuple[int, int, int, int], ...]
   stem_stride: int
-  expand_all: bool  # blocks of expansion 1 have an expansion convolution too
-  shortcut_conv: bool  # at stride 1 between unequal widths; else none there
+  expand_all: bool  # also an expansion convolution where expansion is 1
+  shortcut_conv: bool  # at stride 1 between unequal widths; False: none there
   stem_channels: int = 32
   last_channels: int = 1280
   width: float = 1.0  # multiplies every width but `classes`
@@ -63,7 +69,7 @@ class MobileNetV2(linen.Module):
 
   @property
   def min_image(self) -> int:
-    """Smallest image side, in pixels: the total stride."""
+    """Smallest image side in pixels: the total stride."""
     side = self.stem_stride
     for *_, stride in self.stages:
       side *= stride
@@ -74,8 +80,8 @@ class MobileNetV2(linen.Module):
       return 'identity'
     return 'conv' if stride == 1 and self.shortcut_conv else 'none'
 
-  def _first_block_alone_reads(self, stem: int) -> bool:
-    """Whether the stem feeds one depthwise convolution and no shortcut."""
+  def _is_read_by_depthwise_only(self, stem: int) -> bool:
+    """Whether one depthwise convolution and no shortcut reads the stem."""
     expansion, channels, _, stride = self.stages[0]
     features = nn.scaled(channels, self.width)
     shortcut = self._shortcut(stem, features, stride)
@@ -85,8 +91,8 @@ class MobileNetV2(linen.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """[B, H, W, C] float32 -> logits [B, classes] float32."""
     inputs = nn.scaled(self.stem_channels, self.width)
-    width = nn.full(inputs)
-    if self._first_block_alone_reads(inputs):
+    width = nn.ungated(inputs)
+    if self._is_read_by_depthwise_only(inputs):
       width = nn.gated(self, 'block1_1/hidden', inputs)
     m = nn.ConvBn(width, 3, self.stem_stride, train=train, name='stem_conv')(
       nn.image(x)
@@ -109,7 +115,11 @@ class MobileNetV2(linen.Module):
         inputs = features
     last = nn.scaled(self.last_channels, self.width)
     m = nn.ConvBn(
-      nn.gated(self, 'last', last), 1, train=train, name='last_conv'
+      nn.gated(self, 'last', last),
+      1,
+      gate=nn.Gate(name='last'),
+      train=train,
+      name='last_conv',
     )(m)
-    m = nn.act(linen.relu6, nn.Gate(name='last')(m))
+    m = nn.act(linen.relu6, m)
     return nn.Head(self.classes, train=train, name='head')(nn.average(m))

@@ -1,10 +1,10 @@
-"""The ProxylessNAS supernet (1812.00332) whose candidates are summed.
+"""The ProxylessNAS supernet (1812.00332) as a sum of its candidates.
 
-B batch, H height, W width, C channels. Every layer has six candidates, inverted
-residuals of kernel 3, 5 or 7 and expansion 3 or 6, and is their plain sum: no
-softmax, no sampling, which is DNAL's reading of it (Guo et al. 2022). Each
-candidate has gates of its own, so the search thins them or removes them; a
-layer without any is its shortcut.
+B batch, H height, W width, C channels. Each block has six candidates, inverted
+residuals of kernel 3, 5 or 7 and expansion 3 or 6, and is their sum, without
+softmax or sampling, as in DNAL (Guo et al. 2022). Each candidate has gates of
+its own, so the search makes candidates narrower or removes them; a block
+without candidates is its shortcut.
 """
 
 from collections.abc import Mapping
@@ -27,10 +27,10 @@ _EPSILON = 1e-3
 
 
 class MixedBlock(linen.Module):
-  """Sum of the six candidates, and of the input where shapes allow."""
+  """Sum of the six candidates, and of the input if the shapes are equal."""
 
-  inputs: int
-  features: int
+  inputs: int  # channels before the block
+  features: int  # channels after it
   stride: int
   keep: nn.Keep
   train: bool
@@ -60,14 +60,14 @@ class Proxyless(linen.Module):
   """Stem, a plain block, mixed blocks, 1x1 convolution, average, classifier."""
 
   classes: int
-  # Rows of (channels, blocks, stride of the first).
+  # Rows of (channels, blocks, stride of the first block).
   stages: tuple[tuple[int, int, int], ...]
   width: float = 1.0  # multiplies every width but `classes`
   keep: nn.Keep = nn.NO_KEEP
 
   @property
   def min_image(self) -> int:
-    """Smallest image side, in pixels: the total stride."""
+    """Smallest image side in pixels: the total stride."""
     return 2 * math.prod(stride for *_, stride in self.stages)
 
   @linen.compact
@@ -76,7 +76,7 @@ class Proxyless(linen.Module):
     conv = partial(nn.ConvBn, train=train, epsilon=_EPSILON)
     stem = nn.scaled(32, self.width)
     inputs = nn.scaled(16, self.width)
-    # The first block's depthwise convolution alone reads the stem.
+    # Only the first block's depthwise convolution reads the stem.
     width = nn.gated(self, 'block0/hidden', stem)
     m = conv(width, 3, 2, name='stem_conv')(nn.image(x))
     m = mobilenet_v2.InvertedResidual(
@@ -103,7 +103,7 @@ class Proxyless(linen.Module):
         )(m)
         inputs = features
     last = nn.gated(self, 'last', nn.scaled(1280, self.width))
-    m = nn.Gate(name='last')(conv(last, 1, name='last_conv')(m))
+    m = conv(last, 1, gate=nn.Gate(name='last'), name='last_conv')(m)
     m = nn.average(nn.act(linen.relu6, m))
     head = nn.Head(
       self.classes, train=train, kernel_init=_uniform_fan_in, name='head'
@@ -114,12 +114,12 @@ class Proxyless(linen.Module):
 def survivors(
   before: Mapping[str, nn.Ids], after: Mapping[str, nn.Ids]
 ) -> dict[str, list[str]]:
-  """{block: the candidates left in it, as '5x5 e6 112/384'} from the channels
-  behind each gate of the whole and of the learned network.
+  """{block: its remaining candidates, as '5x5 e6 112/384'}.
 
-  The numbers are hidden channels, kept and in all. A candidate whose hidden
-  channels are all closed and whose projection is not adds a constant (0/384);
-  one whose projection is closed has vanished.
+  `before` and `after` are the channels of each gate of the full and of the
+  learned network. The numbers are hidden channels, kept and in total. A
+  candidate without hidden channels adds a constant (0/384) as long as its
+  projection has channels; without those it is removed.
   """
   found: dict[str, list[str]] = {}
   for gate, hidden in before.items():
@@ -133,7 +133,7 @@ def survivors(
   return found
 
 
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), of variance 1/3 of 1/fan_in.
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), whose variance is 1/3 of 1/fan_in.
 _uniform_fan_in = linen.initializers.variance_scaling(
   1 / 3, 'fan_in', 'uniform'
 )

@@ -1,9 +1,11 @@
 """Residual networks (1512.03385) with a gate on each convolution of a branch.
 
-B batch, H height, W width, C channels. Shortcuts carry no gate, so a channel
-of the residual stream is cut only where every branch that writes it is closed
-and no shortcut convolution does.
+B batch, H height, W width, C channels. Shortcuts have no gates, so a channel
+of the residual stream is pruned only if the gates of all branches that write
+it are closed and no shortcut convolution writes it.
 """
+
+from functools import partial
 
 from flax import linen
 import jax
@@ -12,10 +14,10 @@ from dnal_jax import nn
 
 
 class BasicBlock(linen.Module):
-  """Two 3x3 convolutions; parameter-free shortcut (option A). CIFAR form."""
+  """Two 3x3 convolutions; shortcut without parameters (option A); for CIFAR."""
 
-  inputs: int
-  features: int
+  inputs: int  # channels before the block
+  features: int  # channels after it
   stride: int
   keep: nn.Keep
   train: bool
@@ -23,22 +25,20 @@ class BasicBlock(linen.Module):
   @linen.compact
   def __call__(self, m: nn.Features) -> nn.Features:
     mid, out = nn.chain(self, mid=self.features, out=self.features)
-    y = nn.ConvBn(mid, 3, self.stride, train=self.train, name='conv1')(m)
-    y = nn.act(nn.relu, nn.Gate(name='mid')(y))
-    y = nn.ConvBn(out, 3, train=self.train, name='conv2')(y)
-    y = nn.Gate(name='out')(y)
+    conv = partial(nn.ConvBn, train=self.train)
+    y = conv(mid, 3, self.stride, gate=nn.Gate(name='mid'), name='conv1')(m)
+    y = nn.act(nn.relu, y)
+    y = conv(out, 3, gate=nn.Gate(name='out'), name='conv2')(y)
     shift = (self.features - self.inputs) // 2
-    return nn.act(
-      nn.relu_of_sum,
-      nn.add(y, shortcut=nn.subsample(m, self.stride, shift)),
-    )
+    shortcut = nn.subsample(m, self.stride, shift)
+    return nn.act(nn.relu_of_sum, nn.add(y, shortcut=shortcut))
 
 
 class Bottleneck(linen.Module):
-  """1x1, 3x3 (with the stride), 1x1 to four times the width. ImageNet form."""
+  """1x1, 3x3 with the stride, 1x1 to four times the width; for ImageNet."""
 
-  inputs: int
-  features: int  # after the block
+  inputs: int  # channels before the block
+  features: int  # channels after it
   stride: int
   keep: nn.Keep
   train: bool
@@ -51,20 +51,15 @@ class Bottleneck(linen.Module):
       mid2=self.features // 4,
       out=self.features,
     )
-    y = nn.ConvBn(mid1, 1, train=self.train, name='conv1')(m)
-    y = nn.act(nn.relu, nn.Gate(name='mid1')(y))
-    y = nn.ConvBn(mid2, 3, self.stride, train=self.train, name='conv2')(y)
-    y = nn.act(nn.relu, nn.Gate(name='mid2')(y))
-    y = nn.ConvBn(out, 1, train=self.train, name='conv3')(y)
-    y = nn.Gate(name='out')(y)
+    conv = partial(nn.ConvBn, train=self.train)
+    y = conv(mid1, 1, gate=nn.Gate(name='mid1'), name='conv1')(m)
+    y = nn.act(nn.relu, y)
+    y = conv(mid2, 3, self.stride, gate=nn.Gate(name='mid2'), name='conv2')(y)
+    y = nn.act(nn.relu, y)
+    y = conv(out, 1, gate=nn.Gate(name='out'), name='conv3')(y)
     if self.stride != 1 or self.inputs != self.features:
-      m = nn.ConvBn(
-        nn.full(self.features),
-        1,
-        self.stride,
-        train=self.train,
-        name='downsample',
-      )(m)
+      width = nn.ungated(self.features)
+      m = conv(width, 1, self.stride, name='downsample')(m)
     return nn.act(nn.relu_of_sum, nn.add(y, shortcut=m))
 
 
@@ -76,13 +71,13 @@ class ResNet(linen.Module):
   blocks: tuple[int, ...]  # per stage
   features: tuple[int, ...]  # of the residual stream, per stage
   stem_layer: tuple[int, int, int]  # channels, kernel, stride
-  stem_pool: bool  # 3x3 max-pool of stride 2 behind the stem
+  stem_pool: bool  # 3x3 max-pool of stride 2 after the stem
   width: float = 1.0  # multiplies every width but `classes`
   keep: nn.Keep = nn.NO_KEEP
 
   @property
   def min_image(self) -> int:
-    """Smallest image side, in pixels: the total stride."""
+    """Smallest image side in pixels: the total stride."""
     return (
       self.stem_layer[2] * (1 + self.stem_pool) * 2 ** (len(self.blocks) - 1)
     )
@@ -92,11 +87,15 @@ class ResNet(linen.Module):
     """[B, H, W, C] float32 -> logits [B, classes] float32."""
     channels, kernel, stride = self.stem_layer
     inputs = nn.scaled(channels, self.width)
-    width = nn.gated(self, 'stem', inputs)
-    m = nn.ConvBn(width, kernel, stride, train=train, name='stem_conv')(
-      nn.image(x)
-    )
-    m = nn.act(nn.relu, nn.Gate(name='stem')(m))
+    m = nn.ConvBn(
+      nn.gated(self, 'stem', inputs),
+      kernel,
+      stride,
+      gate=nn.Gate(name='stem'),
+      train=train,
+      name='stem_conv',
+    )(nn.image(x))
+    m = nn.act(nn.relu, m)
     if self.stem_pool:
       m = nn.max_pool(m, 3, pad=1)
     for i, (blocks, stage) in enumerate(

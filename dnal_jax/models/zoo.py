@@ -1,6 +1,6 @@
-"""Our networks by name.
+"""The networks that come with the library, by name.
 
-A variant is a `partial` of its family's class.
+The `build` of a variant is a `partial` of its family's class.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ _MOBILENET_V2 = (
   (6, 320, 1, 1),
 )
 
-# The CIFAR form's second stage keeps its resolution.
+# For CIFAR, the second stage has stride 1.
 _MOBILENET_V2_CIFAR = (_MOBILENET_V2[0], (6, 24, 2, 1), *_MOBILENET_V2[2:])
 
 _RESNET_CIFAR = partial(
@@ -88,7 +88,7 @@ NETWORKS = {
     224,
     1000,
   ),
-  # Small enough to learn 8x8 digits in a minute on a CPU.
+  # Small enough to learn 8x8 digits on a CPU in a minute.
   'vgg7_digits': Variant(
     partial(vgg.Vgg, stages=((32, 32), (64, 64), (128, 128)), hidden=()), 8, 10
   ),

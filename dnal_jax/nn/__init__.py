@@ -1,4 +1,4 @@
-"""Layers and feature maps of which networks are built."""
+"""The layers and feature maps that networks are built of."""
 
 from dnal_jax.nn.activations import relu, relu_of_sum
 from dnal_jax.nn.features import (
@@ -12,13 +12,13 @@ from dnal_jax.nn.features import (
   average,
   chain,
   flatten,
-  full,
   gated,
   image,
   max_pool,
   scaled,
   select,
   subsample,
+  ungated,
 )
 from dnal_jax.nn.layers import ConvBn, Dense, Gate, Head
 
@@ -37,7 +37,6 @@ __all__ = [
   'average',
   'chain',
   'flatten',
-  'full',
   'gated',
   'image',
   'max_pool',
@@ -46,4 +45,5 @@ __all__ = [
   'scaled',
   'select',
   'subsample',
+  'ungated',
 ]

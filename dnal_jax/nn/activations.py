@@ -1,26 +1,29 @@
-"""ReLUs whose gradients XLA on CPU does not recompute sums for."""
+"""ReLUs whose gradients do not make XLA on CPU recompute residual sums."""
 
 import jax
 import jax.numpy as jnp
 
 
 def relu(x: jax.Array) -> jax.Array:
-  """max(x, 0) of any shape, with the gradient 0 at 0; for the result of `add`
-  there is `relu_of_sum`.
+  """max(x, 0) of any shape, with gradient 0 at 0.
 
-  Written as a choice, because XLA on CPU takes a maximum with a constant for
-  free to recompute, and with it the residual sum behind it, the one before
-  that, and so on down to the first: a ResNet56 step takes twice as long.
+  Use `relu_of_sum` for the output of `add`.
+
+  Written with `where`: XLA on CPU considers a maximum with a constant free to
+  recompute, and with it the residual sum that it reads, the sum before that
+  one, and so on down to the first. A ResNet56 step would take twice as long.
   """
   return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
 
 
 @jax.custom_vjp
 def relu_of_sum(x: jax.Array) -> jax.Array:
-  """`relu`, for a sum of maps: its gradient, in reverse mode only, is told by
-  its result, which the next layer reads, too. By what it is given, XLA would
-  read all maps of the sum again (CPU: a step of a cut ResNet56 takes a tenth
-  longer)."""
+  """`relu` for a sum of feature maps; reverse-mode derivative only.
+
+  Saves the output instead of the input for the backward pass: the next layer
+  keeps the output alive anyway. With the input, XLA would read all summands
+  again (CPU: a step of a pruned ResNet56 takes a tenth longer).
+  """
   return relu(x)
 
 
@@ -31,5 +34,5 @@ def _relu_of_sum_forward(x):
 
 relu_of_sum.defvjp(
   _relu_of_sum_forward,
-  lambda closed, dy: (jnp.where(closed, jnp.zeros((), dy.dtype), dy),),
+  lambda is_zero, dy: (jnp.where(is_zero, jnp.zeros((), dy.dtype), dy),),
 )

@@ -1,14 +1,15 @@
-"""Feature maps and widths that are lists of channel ids rather than numbers.
+"""Feature maps and layer widths as lists of channel ids instead of numbers.
 
-B batch, H height, W width, C channels. A channel keeps its id, its index in
-the unpruned network, for life: a layer of width (0, 3) is the full layer with
-all other channels removed. The same network definition thus serves the full,
-the gated and the pruned form, and each feature map knows exactly which
-channels it still has (our design; no counterpart in the paper).
+B batch, H height, W width, C channels. The id of a channel is its index in the
+unpruned network and never changes: a layer of width (0, 3) is the full layer
+without all other channels. One network definition thus serves as the full, the
+masked and the pruned network, and each feature map knows exactly which channels
+it still has (ours; not in the paper).
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
+from functools import partial
 import math
 from typing import NamedTuple
 
@@ -18,62 +19,63 @@ import jax
 import jax.numpy as jnp
 
 from dnal_jax import errors
-from dnal_jax.ops import batch_norm, convolution
+from dnal_jax.ops import convolution
 
 Ids = tuple[int, ...]
 
-Keep = Mapping[str, Ids]  # path of a gate -> channels that survive; {} is all
+# {path of a gate: ids of the channels to keep}. A gate without an entry keeps
+# all of its channels.
+Keep = Mapping[str, Ids]
 
-NO_KEEP: Keep = FrozenDict()
+NO_KEEP: Keep = FrozenDict()  # the full network
 
-MOST_FLAT = 2**22  # channels of a flattened map, each of which gets an id
+MAX_FLAT = 2**22  # channels of a flattened map; each of them gets an id
 
 
 class Width(NamedTuple):
-  """The channels a layer is to produce, and the gate that decides over them."""
+  """The channels that a layer produces, and the gate that selects them."""
 
   ids: Ids
-  gate: str | None  # path of the gate; None: these channels are never cut
+  gate: str | None  # path of the gate; None: these channels are never pruned
 
 
+@partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['x'],
+  meta_fields=['ids', 'gates', 'cut_off_by'],
+)
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """A feature map and the ids of the channels it still has."""
+  """A feature map with the ids of its channels; a pytree with the leaf `x`."""
 
   x: jax.Array  # [B, H, W, len(ids)], or [B, len(ids)] after `flatten`
   ids: Ids
-  # Paths of the gates that wrote x last; after `add`, of all its branches.
+  # Paths of the gates of the layers that wrote x; after `add`, of all branches.
   gates: tuple[str, ...] = ()
-  # Gates without any channel that keep the image from reaching x.
+  # Gates without channels that keep the image from reaching x; () if none do.
   cut_off_by: tuple[str, ...] = ()
-  # What x is, where it comes straight from a BatchNorm.
-  normalised: batch_norm.Scalable | None = None
-
-  def __post_init__(self):
-    if self.normalised and self.normalised.x is not self.x:
-      object.__setattr__(self, 'normalised', None)  # `replace` carries it along
 
 
 def gated(module: linen.Module, gate: str, n: int) -> Width:
-  """The width of a layer of n channels whose gate is `gate` inside `module`.
+  """The width of a layer of n channels that the gate `gate` of `module` prunes.
 
-  `module` carries `keep`; a gate that `keep` does not name is kept whole.
+  `module` has a field `keep`; without an entry there, all n channels are kept.
   """
   path = '/'.join((*module.path, gate))
   keep: Keep = module.keep  # pyright: ignore[reportAttributeAccessIssue]
   return Width(tuple(keep.get(path, range(n))), path)
 
 
-def full(n: int) -> Width:
-  """The width of a layer of n channels that no gate decides over."""
+def ungated(n: int) -> Width:
+  """The width of a layer of n channels that are never pruned."""
   return Width(tuple(range(n)), None)
 
 
 def chain(module: linen.Module, **gates: int) -> list[Width]:
-  """Widths of layers that read one another only, in order (gate=channels).
+  """Widths of consecutive layers, gate=channels, each read by the next alone.
 
-  What stands before an emptied layer is read by nobody, so it is empty too:
-  a branch whose last gate is closed vanishes as a whole.
+  If a layer has no channels, the layers before it have none either, because
+  nothing reads them: a branch whose last gate is closed vanishes as a whole.
   """
   widths = [gated(module, gate, n) for gate, n in gates.items()]
   for i in range(len(widths) - 2, -1, -1):
@@ -83,17 +85,17 @@ def chain(module: linen.Module, **gates: int) -> list[Width]:
 
 
 def image(x: jax.Array) -> Features:
-  """The network's input: every channel of the images [B, H, W, C]."""
+  """The network's input: all channels of the images [B, H, W, C]."""
   return Features(x, tuple(range(x.shape[-1])))
 
 
 def act(f: Callable[[jax.Array], jax.Array], m: Features) -> Features:
-  """Applies to the map a function that leaves channels where they are."""
+  """f(m), where f acts on each channel by itself, such as an activation."""
   return dataclasses.replace(m, x=f(m.x))
 
 
 def max_pool(m: Features, window: int, pad: int = 0) -> Features:
-  """Maximum over window x window positions, stride 2."""
+  """Maximum over windows of window x window positions, stride 2."""
   return act(lambda x: convolution.max_pool(x, window, stride=2, pad=pad), m)
 
 
@@ -103,33 +105,38 @@ def average(m: Features) -> Features:
 
 
 def flatten(m: Features, channels: int) -> Features:
-  """[B, H, W, n] -> [B, H * W * n]; position p of channel c gets the id
-  p * channels + c, where `channels` is the unpruned width.
+  """[B, H, W, n] -> [B, H * W * n].
+
+  Channel c at position p gets the id p * channels + c, where `channels` is the
+  unpruned width.
 
   Raises:
-    UserError: that makes more than MOST_FLAT.
+    UserError: the result would have more than MAX_FLAT channels.
   """
   b, h, w, n = m.x.shape
-  if h * w * n > MOST_FLAT:
+  if h * w * n > MAX_FLAT:
     raise errors.UserError(
-      f'a map of {h} x {w} positions and {n} channels is too large to be'
-      f' flattened: {MOST_FLAT:,} numbers is the most; make the images smaller'
+      f'cannot flatten a map of {h} x {w} positions and {n} channels: the'
+      f' result may have {MAX_FLAT:,} channels at most; use smaller images'
     )
   ids = tuple(p * channels + c for p in range(h * w) for c in m.ids)
   return dataclasses.replace(m, x=m.x.reshape(b, h * w * n), ids=ids)
 
 
 def add(*branches: Features, shortcut: Features | None = None) -> Features:
-  """Sum of maps that may lack different channels; a lacking one is zero."""
+  """The sum of maps with different channels; a missing channel counts as zero.
+
+  The result has the gates of the branches. The image reaches it unless it is
+  cut off from all summands.
+  """
   maps = branches if shortcut is None else (*branches, shortcut)
   ids = tuple(sorted(set().union(*(m.ids for m in maps))))
   x = sum(select(m, ids).x for m in maps if m.ids or not ids)
   gates = tuple(gate for m in branches for gate in m.gates)
-  seen = any(not m.cut_off_by for m in maps)
-  closed = (
-    () if seen else tuple(dict.fromkeys(c for m in maps for c in m.cut_off_by))
-  )
-  return Features(jnp.asarray(x), ids, gates, closed)
+  reached = any(not m.cut_off_by for m in maps)
+  closed = dict.fromkeys(gate for m in maps for gate in m.cut_off_by)
+  cut_off_by = () if reached else tuple(closed)
+  return Features(jnp.asarray(x), ids, gates, cut_off_by)
 
 
 def select(m: Features, ids: Ids) -> Features:
@@ -142,14 +149,16 @@ def select(m: Features, ids: Ids) -> Features:
 
 
 def subsample(m: Features, stride: int, shift: int) -> Features:
-  """ResNet's parameter-free shortcut (option A of 1512.03385, section 4.2):
-  every stride-th position; `shift` new zero channels come before channel 0."""
+  """Every stride-th position; `shift` channels of zeros come before channel 0.
+
+  ResNet's shortcut without parameters (option A of 1512.03385, section 4.2).
+  """
   ids = tuple(c + shift for c in m.ids)
   return dataclasses.replace(m, x=m.x[:, ::stride, ::stride], ids=ids)
 
 
 def scaled(channels: int, width: float) -> int:
-  """`channels` times the width multiplier, to a multiple of 8 (1704.04861)."""
+  """`channels` times the width multiplier (1704.04861), a multiple of 8."""
   if width == 1.0:
     return channels
   return max(8, math.floor(channels * width / 8 + 0.5) * 8)

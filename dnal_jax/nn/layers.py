@@ -1,11 +1,9 @@
-"""Layers over channel ids: convolution with BatchNorm, gate, linear, head.
+"""Layers over channel ids: convolution with BatchNorm and gate, linear, head.
 
-B batch, H height, W width, C channels. Layers compute in the dtype of the
-images they are given, with parameters and BatchNorm statistics in float32;
-`Head` returns logits in float32 or better.
+B batch, H height, W width, C channels. Layers compute in the dtype of their
+input; parameters, gates and BatchNorm statistics are float32, and `Head`
+returns logits in float32 or wider.
 """
-
-import dataclasses
 
 from flax import linen
 import jax
@@ -18,11 +16,30 @@ from dnal_jax.ops import batch_norm, convolution
 Initializer = jax.nn.initializers.Initializer
 
 
-class ConvBn(linen.Module):
-  """Convolution, then BatchNorm, producing the channels `width.ids`.
+class Gate(linen.Module):
+  """One factor per channel of a layer, in the variable collection `gates`.
 
-  A layer without outputs has no variables. A layer without inputs is what
-  remains of it exactly: zero (plus its bias) through BatchNorm, a constant.
+  Create it where the layer is created, with the name of the layer's width, and
+  pass it to the layer. Initialised with ones; the search decides the values.
+  """
+
+  @linen.compact
+  def __call__(self, n: int) -> jax.Array:
+    """The factors of a layer of n channels: [n] float32."""
+    return self.variable('gates', 'g', jnp.ones, (n,), jnp.float32).value
+
+
+class ConvBn(linen.Module):
+  """gate * BatchNorm(convolution(x)), producing the channels `width.ids`.
+
+  Where several layers have the width of one gate, as the convolution before a
+  depthwise convolution, pass the gate to the last of them only.
+
+  A layer without outputs has no variables. A layer without inputs is what is
+  left of it exactly: BatchNorm of zeros (plus the bias), which is constant.
+
+  Raises:
+    ValueError: `gate` is not the gate of `width`.
   """
 
   width: Width
@@ -30,6 +47,7 @@ class ConvBn(linen.Module):
   stride: int = 1
   depthwise: bool = False
   bias: bool = False
+  gate: Gate | None = None
   epsilon: float = 1e-5
   train: bool = False
 
@@ -37,13 +55,14 @@ class ConvBn(linen.Module):
   def __call__(self, m: Features) -> Features:
     if self.depthwise:
       m = select(m, self.width.ids)
+    gates = () if self.width.gate is None else (self.width.gate,)
+    applied = _applied_gates(self)
     b, h, w, c = m.x.shape
     n = len(self.width.ids)
     out_shape = (b, -(-h // self.stride), -(-w // self.stride), n)
     x = jnp.zeros(out_shape, m.x.dtype)
-    gates = () if self.width.gate is None else (self.width.gate,)
     if not n:
-      return Features(x, (), gates, m.cut_off_by)
+      return Features(x, (), gates, (*m.cut_off_by, *applied))
     if c:
       shape = (self.kernel, self.kernel, 1 if self.depthwise else c, n)
       kernel = self.param('kernel', _he_fan_out, shape, jnp.float32)
@@ -56,44 +75,19 @@ class ConvBn(linen.Module):
     if self.bias:
       bias = self.param('bias', linen.initializers.zeros, (n,), jnp.float32)
       x = x + bias.astype(x.dtype)
-    y = batch_norm.BatchNorm(self.epsilon, self.train, name='bn')(x)
-    return Features(y.x, self.width.ids, gates, m.cut_off_by, y)
-
-
-class Gate(linen.Module):
-  """Scales channel c by g[c], read from the variable collection `gates`.
-
-  The network multiplies; `gating` decides by what. Ones at init. Behind a
-  BatchNorm, its scale and bias are multiplied instead of the map: the same
-  function, and under `jit` no pass over a map more (ours).
-  """
-
-  @linen.compact
-  def __call__(self, m: Features) -> Features:
-    path = '/'.join(self.path)
-    if m.gates != (path,):
-      raise ValueError(
-        f"gate '{path}' stands behind a layer of width {m.gates!r}: give that"
-        f" layer the width gated(self, '{self.name}', ...)"
-      )
-    if not m.ids:
-      return dataclasses.replace(m, cut_off_by=(*m.cut_off_by, path))
-    g = self.variable('gates', 'g', jnp.ones, (len(m.ids),), jnp.float32)
-    if m.normalised:
-      x = m.normalised.times(g.value)
-    else:
-      x = m.x * g.value.astype(m.x.dtype)
-    return dataclasses.replace(m, x=x)
+    g = None if self.gate is None else self.gate(n)
+    x = batch_norm.BatchNorm(self.epsilon, self.train, name='bn')(x, g)
+    return Features(x, self.width.ids, gates, m.cut_off_by)
 
 
 class Dense(linen.Module):
-  """Linear layer with bias. Its outputs are never cut."""
+  """Linear layer with bias, whose outputs are never pruned."""
 
   features: int
   kernel_init: Initializer = linen.initializers.normal(0.01)
 
   @linen.compact
-  def __call__(self, m: Features) -> Features:
+  def __call__(self, m: Features) -> Features:  # [B, n] -> [B, features]
     n = len(m.ids)
     x = jnp.zeros((m.x.shape[0], self.features), m.x.dtype)
     if n:
@@ -119,13 +113,26 @@ class Head(linen.Module):
   def __call__(self, m: Features) -> jax.Array:  # [B, classes] float32
     for i, features in enumerate(self.hidden, 1):
       m = Dense(features, self.kernel_init, name=f'fc{i}')(m)
-      bn = batch_norm.BatchNorm(1e-5, self.train, name=f'bn{i}')
-      m = act(lambda x, bn=bn: bn(x).x, m)
+      m = act(batch_norm.BatchNorm(1e-5, self.train, name=f'bn{i}'), m)
       m = act(relu, m)
-    # A softmax over logits of 8 bits would see classes tie.
+    # In bfloat16, with 8 bits, classes would tie.
     m = act(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), m)
     return Dense(self.classes, self.kernel_init, name='logits')(m).x
 
 
-# Kernels [k, k, in, out] ~ N(0, sqrt(2 / (k * k * out))) (reference code).
+def _applied_gates(layer: ConvBn) -> tuple[str, ...]:
+  """The path of the layer's gate, which is that of its width; () if none."""
+  if layer.gate is None:
+    return ()
+  path = '/'.join(layer.gate.path)
+  if path != layer.width.gate:
+    raise ValueError(
+      f"layer '{'/'.join(layer.path)}' has the gate '{path}' and a width of"
+      f' gate {layer.width.gate!r}: make the width with nn.gated(self,'
+      f" '{layer.gate.name}', ...) or nn.chain(self, {layer.gate.name}=...)"
+    )
+  return (path,)
+
+
+# Kernels [k, k, in, out] ~ N(0, 2 / (k * k * out)) (reference code).
 _he_fan_out = linen.initializers.variance_scaling(2.0, 'fan_out', 'normal')

@@ -1,1 +1,1 @@
-"""Operations on arrays, in a form that suits the platform."""
+"""Array operations with a fast implementation for each platform."""

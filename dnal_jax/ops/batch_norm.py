@@ -1,12 +1,10 @@
-"""Batch normalisation that reads and writes each map as seldom as can be.
+"""Batch normalisation with few passes over each feature map.
 
 B batch, C channels; `...` are the positions of a map, if it has any. Under
-`jit` on a sharded batch, the statistics are those of the global batch.
+`jit` with a sharded batch, the statistics are those of the global batch.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 from flax import linen
 import jax
@@ -16,29 +14,25 @@ import jax.numpy as jnp
 from dnal_jax.ops import convolution
 
 
-class Scalable(NamedTuple):
-  """A map [B, ..., C], and the same map times a factor [C] of its channels."""
-
-  x: jax.Array
-  times: Callable[[jax.Array], jax.Array]
-
-
 class BatchNorm(linen.Module):
-  """y = scale * (x - mean) / sqrt(var + epsilon) + bias, over the batch in
-  training, over running averages otherwise (1502.03167).
+  """y = factor * (scale * (x - mean) / sqrt(var + epsilon) + bias).
 
-  y times a factor is computed with scale and bias times that factor: under
-  `jit`, neither it nor its gradient, which comes from theirs, reads or writes
-  one map more than y. Parameters and statistics are those of Flax's
-  `BatchNorm`, in float32.
+  mean and var [C] are those of the batch in training, running averages
+  otherwise (1502.03167). `factor` multiplies scale and bias, so that neither it
+  nor its gradient needs another pass over the map (ours). Parameters and
+  statistics are those of Flax's `BatchNorm`, in float32.
   """
 
   epsilon: float
   train: bool
-  momentum: float = 0.9  # share of the old average that a step keeps
+  momentum: float = 0.9  # weight of the old average in each update
 
   @linen.compact
-  def __call__(self, x: jax.Array) -> Scalable:  # of [B, ..., C]
+  def __call__(
+    self,
+    x: jax.Array,  # [B, ..., C] floating point
+    factor: jax.Array | None = None,  # [C] float32; None: 1
+  ) -> jax.Array:  # as x
     c = x.shape[-1:]
     scale = self.param('scale', linen.initializers.ones, c, jnp.float32)
     bias = self.param('bias', linen.initializers.zeros, c, jnp.float32)
@@ -46,41 +40,39 @@ class BatchNorm(linen.Module):
       self.variable('batch_stats', name, init, c, jnp.float32)
       for name, init in (('mean', jnp.zeros), ('var', jnp.ones))
     ]
-    if self.train:
-      moments = lax.stop_gradient(_moments(x))
-      if not self.is_initializing():
-        for average, value in zip(averages, moments, strict=True):
-          keep = self.momentum
-          average.value = keep * average.value + (1 - keep) * value
-      normalised = partial(_standardised, self.epsilon)
-    else:
+    if factor is not None:
+      scale, bias = scale * factor, bias * factor
+    if not self.train:
       moments = [average.value for average in averages]
-      normalised = partial(_with_constants, self.epsilon)
+      return _normalise(self.epsilon, x, scale, bias, *moments)
+    moments = lax.stop_gradient(_moments(x))
+    if not self.is_initializing():
+      for average, value in zip(averages, moments, strict=True):
+        keep = self.momentum
+        average.value = keep * average.value + (1 - keep) * value
+    return _normalise_batch(self.epsilon, x, scale, bias, *moments)
 
-    @jax.named_scope('bn')  # in profiles, wherever it is called
-    def times(factor):
-      return normalised(x, scale * factor, bias * factor, *moments)
 
-    return Scalable(normalised(x, scale, bias, *moments), times)
-
-
-def _with_constants(epsilon, x, scale, bias, mean, var):
-  by = scale * lax.rsqrt(var + epsilon)
+def _normalise(epsilon, x, scale, bias, mean, var):
+  slope = scale * lax.rsqrt(var + epsilon)
   # x - mean first would keep more digits where the mean is a large multiple of
-  # the deviation, and take another map; the variance has lost them already.
-  return (x * by + (bias - mean * by)).astype(x.dtype)
+  # the deviation, at the cost of another map; the variance has lost them, too.
+  return (x * slope + (bias - mean * slope)).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _standardised(epsilon, x, scale, bias, mean, var):
-  """Has the derivative by x that counts in that mean and var are its moments,
-  and none by them. Autodiff would write one more map forwards and two more
-  backwards."""
-  return _with_constants(epsilon, x, scale, bias, mean, var)
+def _normalise_batch(epsilon, x, scale, bias, mean, var):
+  """`_normalise` where mean and var are the moments of x.
+
+  The derivative with respect to x includes that by way of the moments; the
+  derivatives with respect to mean and var are zero. Autodiff would write one
+  more map in the forward pass and two more in the backward pass.
+  """
+  return _normalise(epsilon, x, scale, bias, mean, var)
 
 
 def _forward(epsilon, x, scale, bias, mean, var):
-  y = _standardised(epsilon, x, scale, bias, mean, var)
+  y = _normalise_batch(epsilon, x, scale, bias, mean, var)
   return y, (x, scale, bias, mean, var)
 
 
@@ -106,7 +98,7 @@ def _backward(epsilon, residuals, dy):
   )
 
 
-_standardised.defvjp(_forward, _backward)
+_normalise_batch.defvjp(_forward, _backward)
 
 
 def _moments(x):
@@ -114,7 +106,7 @@ def _moments(x):
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   n = x.size // x.shape[-1]
   mean = convolution.channel_sums(x) / n
-  # E[x^2] - E[x]^2 takes no map of differences.
+  # E[x^2] - E[x]^2 needs no map of differences.
   return mean, jnp.maximum(
     0.0, convolution.channel_sums(x * x) / n - mean * mean
   )

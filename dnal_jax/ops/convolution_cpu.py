@@ -1,8 +1,9 @@
 """Forms of a convolution and of its gradients that are fast on a CPU.
 
-B batch, H height, W width, I input channels, O output channels, k kernel; dy
-is the gradient by the output [B, H', W', O]. `choose` decides by shape; the
-measurements behind it: `benchmarks/conv_lowering.py`, table in RESULTS.md.
+B batch, H height, W width, I input channels, O output channels, k kernel size;
+x is [B, H, W, I], kernel [k, k, I, O], and dy the gradient of the output
+[B, H', W', O]. `choose` decides by shape, from the measurements of
+`benchmarks/conv_lowering.py` (table in RESULTS.md).
 """
 
 from collections.abc import Callable
@@ -14,24 +15,24 @@ import jax.numpy as jnp
 
 from dnal_jax.ops import depthwise_cpu
 
-# Maps of fewer positions than this are multiplied as matrices.
+# Maps with fewer positions than this are multiplied as matrices.
 _TINY_MAP = 16
-# Products of matrices are taken over chunks of so many positions, or of two
-# images, so that the patches of a chunk stay in the processor's cache.
+# Positions in a chunk of a matrix product (at least two images), so that the
+# patches of a chunk stay in the processor's cache.
 _POSITIONS = 1024
-# Gradients of kernels are summed over chunks of so many numbers at most, as
-# convolutions of so many positions at least; both for the cache.
+# Kernel gradients are summed over chunks of at most this many numbers, and as
+# convolutions of at least this many positions; both for the cache.
 _KERNEL_CHUNK = 2**17
 _KERNEL_POSITIONS = 512
 # Channels that XLA's loops and convolutions compute at once: fewer take as
-# long. Above, convolutions of multiples of 4 take down to half the time.
+# long. Above it, multiples of 4 take as little as half the time.
 LANES = 16
-# With so many columns, a matrix is wide enough to stand on the right.
+# A matrix with this many columns is wide enough to be the right operand.
 _WIDE = 512
 
 
 class Form(NamedTuple):
-  """A convolution and its gradients, each written in some way."""
+  """One way to compute a convolution and its gradients."""
 
   forward: Callable[..., jax.Array]  # (x, kernel, stride)
   input_gradient: Callable[..., jax.Array]  # (dy, kernel, x, stride)
@@ -39,7 +40,7 @@ class Form(NamedTuple):
 
 
 def choose(x, kernel, stride: int, depthwise: bool) -> Form:
-  """The one place that decides."""
+  """The form for these shapes: the only place that decides."""
   if depthwise:
     return SHIFTED
   rows, columns = (-(-n // stride) for n in x.shape[1:3])
@@ -51,7 +52,7 @@ def choose(x, kernel, stride: int, depthwise: bool) -> Form:
 
 
 def native(x, kernel, stride: int, depthwise: bool = False) -> jax.Array:
-  """XLA's own convolution, as GPUs and TPUs have it."""
+  """XLA's own convolution, which GPUs and TPUs use."""
   pad = len(kernel) // 2
   return lax.conv_general_dilated(
     x,
@@ -63,9 +64,9 @@ def native(x, kernel, stride: int, depthwise: bool = False) -> jax.Array:
   )
 
 
-# XLA's convolution, on channels arranged as it likes them. The gradients are
-# convolutions, too, but written in its favourite layout, because inside of
-# loops XLA brings no other into it (100 times slower; jax 0.10).
+# CONVOLUTION: XLA's convolution, with channels padded or paired. The gradients
+# are convolutions, too, written in the layout that XLA prefers: inside loops it
+# does not convert other layouts (100 times slower; jax 0.10).
 
 
 def _forward(x, kernel, stride):
@@ -89,7 +90,7 @@ def _convolution(x, kernel, padding, stride=1, dilation=1):
     and columns % 2 == 0
   )
   strides = stride, stride
-  if pairs:  # Two neighbours' outputs side by side, to fill the lanes.
+  if pairs:  # The outputs of two neighbours side by side fill the lanes.
     strides = 1, 2
     sides = [((0, 0), side, (0, 0), (0, 0)) for side in ((0, 1), (1, 0))]
     kernel = jnp.concatenate([jnp.pad(kernel, side) for side in sides], -1)
@@ -111,7 +112,7 @@ def _convolution(x, kernel, padding, stride=1, dilation=1):
 
 
 def _kernel_gradient(dy, kernel, x, stride):
-  def of(x, dy):  # channels as batch, images as channels, dy as the kernel
+  def of(x, dy):  # with channels as batch, images as channels, dy as kernel
     padding = []
     for n, m in zip(x.shape[1:3], dy.shape[1:3], strict=True):
       before = len(kernel) // 2
@@ -130,15 +131,15 @@ def _kernel_gradient(dy, kernel, x, stride):
   positions = dy.shape[1] * dy.shape[2]
   images = _KERNEL_CHUNK // (positions * max(kernel.shape[2:]))
   images = max(min(8, images), -(-_KERNEL_POSITIONS // positions))
-  images = _power_of_two(images)  # images are channels here
+  images = _power_of_two(images)  # they are the channels here
   return _sum_of_chunks(of, images, x, dy).astype(kernel.dtype)
 
 
 CONVOLUTION = Form(_forward, _input_gradient, _kernel_gradient)
 
 
-# Products of matrices over the k * k * I inputs of every output position. Both
-# operands have two axes, as more of them would be transposed in memory first.
+# MATRIX: a matrix product over the k * k * I inputs of every output position.
+# Operands with more than two axes would be transposed in memory first.
 
 
 def _matrix(x, kernel, stride):
@@ -171,9 +172,9 @@ def _matrix_kernel_gradient(dy, kernel, x, stride):
 
 
 def _images(x, kernel, stride):
-  """How many make a chunk."""
+  """Images in a chunk."""
   if len(kernel) == 1:
-    return len(x)  # its patches are the images themselves
+    return len(x)  # the patches are the images themselves
   rows, columns = (-(-n // stride) for n in x.shape[1:3])
   return max(2, _POSITIONS // (rows * columns))
 
@@ -189,13 +190,14 @@ def _flat(a):
 MATRIX = Form(_matrix, _matrix_input_gradient, _matrix_kernel_gradient)
 
 
-# A convolution would multiply the zeros between positions that are spread out.
+# STRIDED: the gradients as matrix products, because convolutions would multiply
+# the zeros between the positions of dy.
 STRIDED = Form(_forward, _matrix_input_gradient, _matrix_kernel_gradient)
 
 
-# The kernel gradient as the product of k rows of x with k columns of dy, each
-# side by side as channels: 2 * k copies of maps instead of k * k, and operands
-# that are wide where maps are narrow.
+# SPLIT: the kernel gradient as the product of k row shifts of x with k column
+# shifts of dy, each side by side as channels: 2 * k copies of maps instead of
+# k * k, and wide operands for maps of few channels.
 
 
 def _split_kernel_gradient(dy, kernel, x, stride):
@@ -211,7 +213,7 @@ def _split_kernel_gradient(dy, kernel, x, stride):
     dys = [dy[:, :, j : j + columns] for j in reversed(range(k))]
     return _over_positions(jnp.concatenate(xs, -1), jnp.concatenate(dys, -1))
 
-  def of_halves(x, dy):  # which two threads can do, as copies take one each
+  def of_halves(x, dy):  # for two threads, as each copy uses only one
     half = len(x) // 2
     return of(x[:half], dy[:half]) + of(x[half:], dy[half:])
 
@@ -232,11 +234,11 @@ SHIFTED = Form(
 )
 
 
-# What the forms share.
+# Helpers of several forms.
 
 
 def _map_chunks(f, images, x):
-  """f(x), computed over chunks of so many images."""
+  """f(x), computed in chunks of `images` images."""
   chunks, rest = _split(images, x)
   if chunks is None:
     return f(x)
@@ -246,7 +248,7 @@ def _map_chunks(f, images, x):
 
 
 def _sum_of_chunks(f, images, x, dy):
-  """f(x, dy), a sum over images, computed over chunks of so many."""
+  """f(x, dy), a sum over images, computed in chunks of `images` images."""
   xs, x_rest = _split(images, x)
   dys, dy_rest = _split(images, dy)
   if xs is None:
@@ -257,31 +259,33 @@ def _sum_of_chunks(f, images, x, dy):
 
 
 def _split(images, x):
-  """(chunks [n, images, ...], what is left over); n < 2 gives None."""
+  """(chunks [n, images, ...], the rest); chunks are None if n < 2."""
   n = len(x) // images
   chunks = x[: n * images].reshape(n, images, *x.shape[1:])
   return (None if n < 2 else chunks), x[n * images :]
 
 
 def _over_positions(a, b):  # [..., m], [..., n] -> [m, n]
-  """Sums of the products of all channels of one map with all of another."""
+  """Products of all channels of a with all of b, summed over positions."""
   if turned(a.shape[-1], b.shape[-1]):
-    # The barrier keeps XLA from turning it back.
+    # The barrier keeps XLA from undoing the transposition.
     return lax.optimization_barrier(_over_positions(b, a)).T
   return jnp.matmul(_flat(a).T, _flat(b), preferred_element_type=_wide(a))
 
 
 def turned(m: int, n: int) -> bool:
-  """Whether a product of m rows and n columns is computed with rows and columns
-  swapped: few columns take up to twice as long as few rows."""
+  """Whether a product of m rows and n columns is computed transposed.
+
+  Few columns take up to twice as long as few rows.
+  """
   return 0 < n <= 0.75 * m and n < _WIDE
 
 
 def _power_of_two(n):
-  """The largest that is not above n, or 1: batches are whole chunks of it."""
+  """The largest power of two <= n, or 1; batches divide into such chunks."""
   return 1 << max(0, n.bit_length() - 1)
 
 
 def _wide(a):
-  """Sums over many images are taken in float32 or better."""
+  """The dtype for sums over many images: float32 or wider."""
   return jnp.promote_types(a.dtype, jnp.float32)

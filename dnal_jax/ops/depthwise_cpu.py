@@ -1,9 +1,10 @@
-"""Shifted views of maps, and depthwise convolutions that are fast on a CPU:
-sums over the k * k taps of shifted map times weight.
+"""Depthwise convolutions that are fast on a CPU, as sums of shifted maps.
 
-B batch, H height, W width, C channels, k kernel; kernels are [k, k, 1, C], and
-dy is the gradient by the output [B, H', W', C]. Measured beside XLA's own in
-`benchmarks/conv_lowering.py`, table in RESULTS.md.
+A sum over the k * k taps of a kernel, each times the map shifted to it.
+B batch, H height, W width, C channels, k kernel size; x is [B, H, W, C], kernel
+[k, k, 1, C], and dy the gradient of the output [B, H', W', C].
+`benchmarks/conv_lowering.py` compares them with XLA's own; RESULTS.md has the
+table.
 """
 
 import jax
@@ -11,21 +12,23 @@ from jax import lax
 import jax.numpy as jnp
 
 
-def convolution(x, kernel, stride: int) -> jax.Array:
+def convolution(x, kernel, stride: int) -> jax.Array:  # [B, H', W', C]
   shifts = windows(x, len(kernel), stride, len(kernel) // 2)
   return _sum_of_products(shifts, kernel)
 
 
-def input_gradient(dy, kernel, x, stride: int) -> jax.Array:
+def input_gradient(dy, kernel, x, stride: int) -> jax.Array:  # as x
   k = len(kernel)
   margins = [(*margin(n, k, stride), stride - 1) for n in x.shape[1:3]]
   dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
   return _sum_of_products(windows(dy, k, 1, pad=0), kernel[::-1, ::-1])
 
 
-def kernel_gradient(dy, kernel, x, stride: int) -> jax.Array:
-  """Image by image, so that all taps are updated while it is in the cache;
-  positions are summed last, in float32 or better."""
+def kernel_gradient(dy, kernel, x, stride: int) -> jax.Array:  # as kernel
+  """Updates all taps for one image after the other, which stays in the cache.
+
+  Positions are summed last, in float32 or wider.
+  """
   k = len(kernel)
   wide = jnp.promote_types(dy.dtype, jnp.float32)
 
@@ -49,7 +52,7 @@ def _sum_of_products(shifts, kernel):
 
 
 def windows(x, k: int, stride: int, pad: int, fill: float = 0.0):
-  """The k * k shifts of x that one kernel position each sees."""
+  """k * k views of x [B, H', W', C], one for each position of the kernel."""
   pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
   x = jnp.pad(x, pads, constant_values=fill)
   rows, columns = ((n - k) // stride + 1 for n in x.shape[1:3])
@@ -65,8 +68,11 @@ def windows(x, k: int, stride: int, pad: int, fill: float = 0.0):
 
 
 def margin(n: int, k: int, stride: int) -> tuple[int, int]:
-  """Zeros before and after an axis of the output, spread out by the stride,
-  which a kernel of k must slide over to give the axis of n of the input."""
+  """(before, after): padding for the input gradient along one axis.
+
+  The number of zeros around the output gradient, whose values are `stride`
+  apart, from which a kernel of size k produces the n values of the input.
+  """
   spread = (-(-n // stride) - 1) * stride + 1
   before = k - 1 - k // 2
   return before, n + k - 1 - spread - before

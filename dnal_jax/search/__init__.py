@@ -1,1 +1,1 @@
-"""Decision variables of the architecture search."""
+"""What the search trains and decides: the gates on channels."""

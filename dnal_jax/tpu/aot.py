@@ -99,7 +99,7 @@ class AotCompiler:
       'hbm': self._chip.hbm,
       'memory': None,
       'compiler_message': message,
-      'macs': batch * sum(site.macs for site in self._graph.sites.values()),
+      'macs': batch * sum(spec.macs for spec in self._graph.layers.values()),
       'macs_with_gradients': batch * macs_with_gradients(stage, self._graph),
       'collectives': None,
       'ideal_all_reduce': ideal_all_reduce(stage, self._graph),
@@ -141,11 +141,11 @@ def macs_with_gradients(stage: Stage, graph: walk.Graph) -> int:
   gradient if its kernel trains.
   """
   trained, macs, before = _trained(stage, graph), 0, False
-  for path, site in graph.sites.items():
+  for path, spec in graph.layers.items():
     own = f'params/{path}/kernel' in trained
-    macs += site.macs * (1 + before + own)
+    macs += spec.macs * (1 + before + own)
     before |= any(
-      name.startswith((f'params/{path}/', f'gates/{site.out_gate}/'))
+      name.startswith((f'params/{path}/', f'gates/{spec.out_gate}/'))
       for name in trained
     )
   return macs

@@ -124,7 +124,7 @@ def prune_model(
   on_decision: Callable[[nn.Keep], None],
 ) -> Pruned:
   """Prunes to the gates above the threshold at the search's last delta, and to
-  widths that are multiples (`channel_gates.hard`).
+  widths that are multiples (`channel_gates.hard_gates`).
 
   `on_decision` is called with the channels to keep before anything is built of
   them, so that they are on disk even if that fails.
@@ -144,7 +144,7 @@ def prune_model(
       f' {penalty / 3:.2g}; the search result is kept'
     )
   masked = {'params': params, 'batch_stats': batch_stats, 'gates': gates}
-  pruned = surgery.cut(masked, model.graph, small.graph)
+  pruned = surgery.prune_variables(masked, model.graph, small.graph)
   pruned = mesh.put_replicated(pruned)
   comparison = evaluator.compare(
     (model.net, masked), (small.net, pruned), 'validation'
@@ -164,7 +164,7 @@ def _decide(model: PrunableModel, gate_logits: Any, cut: Cut) -> _Decision:
   delta_end = cut.search.delta_end
   assert delta_end is not None
   hard = partial(
-    channel_gates.hard,
+    channel_gates.hard_gates,
     delta_end=delta_end,
     threshold=cut.threshold,
     multiple=cut.multiple,
