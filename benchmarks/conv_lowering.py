@@ -1,15 +1,14 @@
-"""Why `dnal_jax/conv_cpu.py` decides as it does: each form, side by side.
+"""The forms of a convolution on CPU, timed: why `ops/convolution_cpu` chooses.
 
   python benchmarks/conv_lowering.py [--json=FILE]
 
-Times XLA's own convolution forwards, its gradient by the input and by the
-kernel, and the same in each other form that can compute them (for pools, all in
-one; for products over positions, which some forms do, the product turned around
-and back; for a selection of channels with its gradient, an index against ours;
-for sums of channels and of their squares, those at once against ours),
-interleaved, and prints the ratio native / form per shape as the median of the
-rounds with the extremes. Above 1, the form is faster; a star is on the one that
-is used.
+Times XLA's own convolution, its input gradient and its kernel gradient, and the
+same in each other form that can compute them. Then pools with their gradients;
+products over positions, which some forms need, against the transposed product;
+selections of channels with their gradients against an index; and sums of
+channels and of their squares against one reduction. Rounds are interleaved.
+Prints the ratio native / form for each shape: the median of the rounds and the
+extremes. Above 1 the form is faster; the form that is used has a star.
 """
 
 import argparse
@@ -168,17 +167,16 @@ def product(positions, m, n):
   def native(a, b):
     return 2 * (a.T @ b)
 
-  def turned(a, b):  # as `conv_cpu` does
+  def transposed(a, b):  # as `convolution_cpu` does
     return 2 * jax.lax.optimization_barrier(b.T @ a).T
 
-  name = ('*' if convolution_cpu.turned(m, n) else '') + 'turned'
-  found = {'product': ratios({'native': native, name: turned}, a, b)}
+  name = ('*' if convolution_cpu.transposes(m, n) else '') + 'transposed'
+  found = {'product': ratios({'native': native, name: transposed}, a, b)}
   return f'{m} x {n}, over {positions} positions', found
 
 
 def selection(side, chosen, channels):
-  """Of a map of `chosen` channels, spread out over `channels`, as before a sum
-  of maps."""
+  """`chosen` channels placed among `channels`, as before a sum of maps."""
   x = jax.random.normal(jax.random.key(0), (BATCH, side, side, chosen))
   ids = jax.random.permutation(jax.random.key(1), channels)[:chosen]
   column = {c: i for i, c in enumerate(sorted(ids.tolist()))}
@@ -201,7 +199,7 @@ def selection(side, chosen, channels):
 
 
 def sums(side, channels):
-  """And of squares, as for a BatchNorm."""
+  """Sums of channels and of their squares, as in BatchNorm."""
   x = jax.random.normal(jax.random.key(0), (BATCH, side, side, channels))
 
   def native(x):

@@ -139,7 +139,7 @@ def test_bring_your_own_network(tmp_path):
   assert got['compact_max_abs_diff'] < 1e-3
   assert f'accuracy {got["top1"]["compact"]:.2%}' in told['difference']
   assert got['test_top1'] > 0.95
-  assert told['closing'].endswith('cut by hand above: True\n')
+  assert told['closing'].endswith('pruned by hand above: True\n')
 
 
 @pytest.mark.slow
