@@ -171,11 +171,11 @@ def product(positions, m, n):
   def native(a, b):
     return 2 * (a.T @ b)
 
-  def turned(a, b):  # as `convolution_cpu` does
+  def transposed(a, b):  # as `convolution_cpu` does
     return 2 * jax.lax.optimization_barrier(b.T @ a).T
 
-  name = ('*' if convolution_cpu.turned(m, n) else '') + 'turned'
-  found = {'product': ratios({'native': native, name: turned}, a, b)}
+  name = ('*' if convolution_cpu.transposes(m, n) else '') + 'transposed'
+  found = {'product': ratios({'native': native, name: transposed}, a, b)}
   return f'{m} x {n}, over {positions} positions', found
 
 

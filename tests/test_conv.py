@@ -1,7 +1,6 @@
-"""Every lowering of a convolution is the same function, forwards and back."""
+"""Every form of a convolution is the same function with the same gradients."""
 
 from functools import partial
-import re
 
 import jax
 import jax.numpy as jnp
@@ -15,57 +14,73 @@ def random(*shape):
   return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
-def with_gradients(f, x, kernel, upstream):
+def with_gradients(f, x, kernel, dy):
   y, pullback = jax.vjp(f, x, kernel)
-  return (y, *pullback(upstream))
+  return (y, *pullback(dy))
 
 
-@pytest.mark.parametrize('depthwise', [False, True])
+# (images, height, width, (input channels, output channels))
+SHAPES = [
+  (2, 1, 1, (6, 5)),
+  (2, 2, 3, (6, 5)),
+  (2, 7, 8, (6, 5)),
+  (19, 8, 16, (6, 5)),
+]
+CHANNELS = [  # by which forms of dense convolutions differ
+  (19, 8, 16, (33, 34)),
+  (19, 8, 16, (64, 34)),
+  (19, 8, 16, (16, 20)),
+  (19, 8, 16, (17, 8)),
+  (19, 8, 15, (8, 8)),
+  (9, 16, 16, (64, 72)),
+  (35, 16, 16, (24, 8)),
+]
+
+
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('k', [1, 3, 5])
 @pytest.mark.parametrize(
   ('images', 'height', 'width', 'channels'),
-  [
-    (2, 1, 1, (6, 5)),
-    (2, 2, 3, (6, 5)),
-    (2, 7, 8, (6, 5)),
-    (19, 8, 16, (6, 5)),
-    (19, 8, 16, (33, 34)),
-    (19, 8, 16, (64, 34)),
-    (19, 8, 16, (16, 20)),
-    (19, 8, 16, (17, 8)),
-    (19, 8, 15, (8, 8)),
-    (9, 16, 16, (64, 72)),
-    (35, 16, 16, (24, 8)),
-  ],
+  [*SHAPES, *CHANNELS],
 )
-def test_equals_xla_convolution(
-  images, height, width, channels, k, stride, depthwise
+def test_equals_xla_convolution(images, height, width, channels, k, stride):
+  """Two chunks and a rest are 35 images for matrix products (stride 2), 19 for
+  convolutions that compute kernel gradients, 9 for SPLIT. More than 16 channels
+  are padded to multiples of 4; up to 8 outputs of up to 16 inputs are computed
+  in pairs if the number of columns is even."""
+  x = random(images, height, width, channels[0])
+  check_equals_xla(x, random(k, k, *channels), stride, depthwise=False)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('k', [1, 3, 5])
+@pytest.mark.parametrize(('images', 'height', 'width', 'channels'), SHAPES)
+def test_equals_xla_depthwise_convolution(
+  images, height, width, channels, k, stride
 ):
-  """35 images are two chunks and a rest for products of matrices (stride 2), 19
-  for convolutions that give kernels' gradients, 9 for split taps. More than 16
-  channels are padded to multiples of 4; up to 8 outputs of up to 16 inputs go
-  in pairs of an even number of columns."""
-  inputs, outputs = channels
-  if depthwise:
-    outputs = inputs
+  inputs, _ = channels
   x = random(images, height, width, inputs)
-  kernel = random(k, k, 1 if depthwise else inputs, outputs)
+  check_equals_xla(x, random(k, k, 1, inputs), stride, depthwise=True)
+
+
+def check_equals_xla(x, kernel, stride, *, depthwise):
+  images, height, width, _ = x.shape
   ours = partial(convolution.conv2d, stride=stride, depthwise=depthwise)
   native = partial(convolution_cpu.native, stride=stride, depthwise=depthwise)
   rows, columns = -(-height // stride), -(-width // stride)
-  upstream = random(images, rows, columns, kernel.shape[-1])
-  got = jax.jit(partial(with_gradients, ours))(x, kernel, upstream)
-  want = jax.jit(partial(with_gradients, native))(x, kernel, upstream)
+  dy = random(images, rows, columns, kernel.shape[-1])
+  got = jax.jit(partial(with_gradients, ours))(x, kernel, dy)
+  want = jax.jit(partial(with_gradients, native))(x, kernel, dy)
   for a, b in zip(got, want, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('depthwise', [False, True])
 @pytest.mark.parametrize(('side', 'channels'), [(2, 4), (8, 4), (8, 34)])
-def test_narrow_inputs_sum_wide(side, channels, depthwise):
-  """A bfloat16 weight gradient over many images is as exact as one rounding:
-  its partial sums are float32."""
+def test_bfloat16_kernel_gradients_are_summed_in_float32(
+  side, channels, depthwise
+):
+  """Over many images they are as exact as a single rounding."""
   images = 64
   x = jnp.ones((images, side, side, channels), jnp.bfloat16)
   inputs = 1 if depthwise else channels
@@ -80,7 +95,7 @@ def test_narrow_inputs_sum_wide(side, channels, depthwise):
   ('height', 'width', 'window', 'pad'),
   [(8, 8, 2, 0), (5, 7, 2, 0), (1, 2, 2, 1), (8, 8, 3, 1), (7, 9, 3, 1)],
 )
-def test_pool_equals_xla_pool_in_every_tie(height, width, window, pad):
+def test_pool_equals_xla_pool_with_ties(height, width, window, pad):
   """Few different values, so that most windows have equal maxima."""
   x = jnp.round(random(3, height, width, 4))
   pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
@@ -90,10 +105,9 @@ def test_pool_equals_xla_pool_in_every_tie(height, width, window, pad):
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, shape, strides, pads)
 
   ours = partial(convolution.max_pool, window=window, stride=2, pad=pad)
-  upstream = random(*native(x).shape)
+  dy = random(*native(x).shape)
   got, want = (
-    jax.jit(lambda x, f=f: jax.vjp(f, x)[1](upstream)[0])(x)
-    for f in (ours, native)
+    jax.jit(lambda x, f=f: jax.vjp(f, x)[1](dy)[0])(x) for f in (ours, native)
   )
   np.testing.assert_allclose(got, want, rtol=1e-6)
   x = x.at[0, 0, 0, 0].set(jnp.nan)
@@ -101,7 +115,7 @@ def test_pool_equals_xla_pool_in_every_tie(height, width, window, pad):
 
 
 def test_gradients_in_loops_keep_the_fast_layout():
-  """XLA CPU runs other layouts a hundred times slower there (jax 0.10)."""
+  """XLA on CPU is 100 times slower in other layouts (jax 0.10)."""
   x, kernel = random(16, 8, 8, 4), random(3, 3, 4, 4)
 
   def loss(x, kernel, stride):
@@ -117,13 +131,13 @@ def test_gradients_in_loops_keep_the_fast_layout():
     return jax.lax.scan(body, (x, kernel), length=3)[0]
 
   text = jax.jit(steps).lower(x, kernel).compile().as_text()
-  layouts = set(re.findall(r'dim_labels=(\S+?)[,\s]', text))
-  assert layouts == {'b01f_01io->b01f'}
+  fast = text.count('dim_labels=b01f_01io->b01f')
+  assert text.count('dim_labels=') == fast > 0
 
 
 @pytest.mark.parametrize('columns', [(2, None, 0), (), (None,), (1, 1, 2, 0)])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_channels_are_moved_digit_by_digit(columns, dtype):
+def test_selected_channels_are_exact(columns, dtype):
   x = random(2, 3, 3, 3).astype(dtype)
   got = jax.jit(partial(convolution.select_channels, columns=columns))(x)
   assert got.shape == (2, 3, 3, len(columns))
@@ -133,8 +147,8 @@ def test_channels_are_moved_digit_by_digit(columns, dtype):
 
 
 @pytest.mark.parametrize('of', [16, 17, 128, 129])
-def test_channels_are_the_same_of_few_and_of_many(of):
-  """A convolution, a product, or an index."""
+def test_selection_is_the_same_for_few_channels_and_for_many(of):
+  """A convolution, a matrix product, or an index, by the number of channels."""
   columns = tuple(range(of - 1, 2, -2))
   x = random(2, 3, 4, of)
   y, pullback = jax.vjp(
@@ -147,7 +161,7 @@ def test_channels_are_the_same_of_few_and_of_many(of):
   np.testing.assert_array_equal(pullback(dy)[0], want)
 
 
-def test_other_platforms_move_channels_by_index():
+def test_other_platforms_select_channels_by_index():
   f = jax.jit(lambda x: convolution.select_channels(x, (2, 0)))
   for platform, product in (('cuda', False), ('tpu', False), ('cpu', True)):
     for x in random(4, 3), random(1, 2, 2, 3):
@@ -157,7 +171,7 @@ def test_other_platforms_move_channels_by_index():
 
 
 @pytest.mark.parametrize('shape', [(3, 5, 4, 6), (3, 5, 4, 16), (7, 6)])
-def test_sums_of_channels(shape):
+def test_channel_sums(shape):
   x = random(*shape)
   want = np.asarray(x, 'float64').reshape(-1, shape[-1]).sum(0)
   np.testing.assert_allclose(
@@ -165,7 +179,7 @@ def test_sums_of_channels(shape):
   )
 
 
-def test_other_platforms_sum_channels_at_once():
+def test_other_platforms_sum_channels_in_one_reduction():
   f = jax.jit(convolution.channel_sums)
   for platform, reductions in (('cuda', 1), ('tpu', 1), ('cpu', 2)):
     lowered = f.trace(random(1, 2, 2, 3)).lower(lowering_platforms=(platform,))
@@ -173,7 +187,7 @@ def test_other_platforms_sum_channels_at_once():
 
 
 def test_strided_padding_is_on_both_sides():
-  # With SAME the 2x2 map would be padded after its end only: 2 + 3 = 5.
+  # 'SAME' would pad at the end only: 1 + 2 + 3 = 6 and 7.
   x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 4, 1)
   kernel = jnp.zeros((3, 3, 1, 1)).at[1].set(1.0)
   y = convolution.conv2d(x, kernel, stride=2)

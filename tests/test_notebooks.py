@@ -181,7 +181,7 @@ def check_bring_your_own_network(folder, *, short):
   assert got['learned']['macs'] < got['baseline']['macs']
   assert got['compact_max_abs_diff'] < 1e-3
   assert f'accuracy {got["top1"]["compact"]:.2%}' in now['difference']
-  assert now['closing'].endswith('cut by hand above: True\n')
+  assert now['closing'].endswith('pruned by hand above: True\n')
   return got
 
 

@@ -267,13 +267,13 @@ def _split(images, x):
 
 def _over_positions(a, b):  # [..., m], [..., n] -> [m, n]
   """Products of all channels of a with all of b, summed over positions."""
-  if turned(a.shape[-1], b.shape[-1]):
+  if transposes(a.shape[-1], b.shape[-1]):
     # The barrier keeps XLA from undoing the transposition.
     return lax.optimization_barrier(_over_positions(b, a)).T
   return jnp.matmul(_flat(a).T, _flat(b), preferred_element_type=_wide(a))
 
 
-def turned(m: int, n: int) -> bool:
+def transposes(m: int, n: int) -> bool:
   """Whether a product of m rows and n columns is computed transposed.
 
   Few columns take up to twice as long as few rows.
