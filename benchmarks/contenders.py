@@ -194,37 +194,22 @@ def pytorch(
   """
   import torch  # pyright: ignore[reportMissingImports]
   from torch.nn import functional  # pyright: ignore[reportMissingImports]
-  import torch_networks
 
   net, stage, keep = contender
   assert not keep, 'there is no masked contender in PyTorch'
-  shape = images.shape[1:]
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   torch.backends.cuda.matmul.allow_tf32 = True  # as XLA does by default
   torch.backends.cudnn.benchmark = True
-  searches = stage.delta_end is not None
-  module = torch_networks.build(net, shape, gated=searches)
-  params, batch_stats = initial(net, shape)
-  torch_networks.load(module, {'params': params, 'batch_stats': batch_stats})
-  module = module.to(device, memory_format=torch.channels_last).train()
+  params, batch_stats = initial(net, images.shape[1:])
+  module, gates, trained = _torch_module(
+    contender, images.shape[1:], params, batch_stats, device
+  )
   x = torch.tensor(images, device=device).permute(0, 3, 1, 2)
   y = torch.tensor(labels, device=device).long()
-  gates, trained = [], []
-  for name, parameter in module.named_parameters():
-    if name.endswith('gate'):
-      gates.append(parameter)
-    if not searches or name.endswith('gate') or name.startswith('head.'):
-      trained.append(parameter)
-    else:
-      parameter.requires_grad_(False)
   (group, *_) = stage.train.values()
   sgd = torch.optim.SGD(
     trained, group.lr.base, group.momentum, weight_decay=group.weight_decay
   )
-  graph = walk.graph_of(net, shape)
-  if searches:
-    count = sum(gate.numel() for gate in gates)
-    assert count == sum(map(len, graph.gates.values())), 'the gates differ'
   forward = torch.compile(module) if compiled else module
 
   def one():
@@ -250,6 +235,30 @@ def pytorch(
     return (time.perf_counter() - started) / steps
 
   return run
+
+
+def _torch_module(contender, shape, params, batch_stats, device):
+  """(the network in train mode, its gates, all that the stage trains)."""
+  import torch  # pyright: ignore[reportMissingImports]
+  import torch_networks
+
+  searches = contender.stage.delta_end is not None
+  module = torch_networks.build(contender.net, shape, gated=searches)
+  torch_networks.load(module, {'params': params, 'batch_stats': batch_stats})
+  module = module.to(device, memory_format=torch.channels_last).train()
+  gates, trained = [], []
+  for name, parameter in module.named_parameters():
+    if name.endswith('gate'):
+      gates.append(parameter)
+    if not searches or name.endswith('gate') or name.startswith('head.'):
+      trained.append(parameter)
+    else:
+      parameter.requires_grad_(False)
+  if searches:
+    count = sum(gate.numel() for gate in gates)
+    graph = walk.graph_of(contender.net, shape)
+    assert count == sum(map(len, graph.gates.values())), 'the gates differ'
+  return module, gates, trained
 
 
 def _wait(torch, device):

@@ -40,6 +40,7 @@ import sys
 import tempfile
 import time
 
+from damage import AFTER_KILL, DAMAGING, DURING_RUN, readonly, small_disk
 import jax
 
 from dnal_jax.errors import AGAIN
@@ -55,7 +56,6 @@ FLAGS = (
 KINDS = ('kill', 'flip', 'cut', 'times', 'clock', 'full', 'readonly')
 HITS = 2  # of each try
 TIMEOUT = 600  # seconds in which a run that was hit must exit by itself
-DISK = '64m'
 
 
 class Run:
@@ -131,77 +131,6 @@ def digest(workdir):
   return hashlib.sha256(content).hexdigest()
 
 
-# Damage to a folder, after a kill or while a run continues.
-
-
-def flip(workdir, rng):
-  for file in _file_of_a_checkpoint(workdir, rng):
-    content = bytearray(file.read_bytes())
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    file.write_bytes(content)
-
-
-def cut(workdir, rng):
-  for file in _file_of_a_checkpoint(workdir, rng):
-    content = file.read_bytes()
-    file.write_bytes(content[: rng.randrange(len(content))])
-
-
-def _file_of_a_checkpoint(workdir, rng):
-  """[a random file that is not empty], or [] if there is none yet."""
-  files = (workdir / 'checkpoints').rglob('*')
-  some = sorted(f for f in files if f.is_file() and f.stat().st_size)
-  return rng.sample(some, min(len(some), 1))
-
-
-def times(workdir, rng):
-  for file in workdir.rglob('*'):
-    when = time.time() + rng.uniform(-1, 1) * 365 * 86400
-    os.utime(file, (when, when))
-
-
-DAMAGING = ('flip', 'cut')  # after these, a run may refuse to resume
-AFTER_KILL = {'flip': flip, 'cut': cut, 'times': times}
-
-
-@contextlib.contextmanager
-def full(workdir):
-  filler = workdir.parent / 'filler'
-  with contextlib.suppress(OSError), filler.open('wb', 0) as file:
-    while True:
-      file.write(bytes(4096))
-  yield
-  filler.unlink()
-
-
-@contextlib.contextmanager
-def readonly(workdir):
-  # Root may write anyway, except to files with the immutable flag.
-  root = os.geteuid() == 0
-  forbid, allow = ('+i', '-i') if root else ('a-w', 'u+w')
-  command = 'chattr' if root else 'chmod'
-  # Files that the run deletes meanwhile make the command fail, harmlessly.
-  subprocess.run([command, '-fR', forbid, workdir], check=False)
-  try:
-    yield
-  finally:
-    subprocess.run([command, '-fR', allow, workdir], check=False)
-
-
-DURING_RUN = {'full': full, 'readonly': readonly}
-
-
-@contextlib.contextmanager
-def small_disk(folder, size=DISK):
-  folder.mkdir()
-  mount = ('mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder)
-  subprocess.run(mount, check=True, capture_output=True)
-  try:
-    yield
-  finally:
-    subprocess.run(('umount', folder), check=True)
-
-
 def attempt(workdir, kind, seconds, clock, rng):
   """(digest of the results, or 'failed'; counts; standard error)."""
   counts = collections.Counter()
@@ -259,6 +188,50 @@ def left_out(kind, folder):
   return None
 
 
+def supported(kinds, folder):
+  """Those of the kinds that this machine can do; prints why not the others."""
+  found = []
+  for kind in kinds:
+    why = left_out(kind, folder)
+    if why:
+      print(f'{kind} is left out: {why}')
+    else:
+      found.append(kind)
+  return found
+
+
+def undisturbed_run(folder):
+  """(digest of an undisturbed run, its seconds once programs are cached)."""
+  code, errors = Run(folder / 'undisturbed').end()
+  if code:
+    sys.exit(errors)
+  started = time.monotonic()
+  Run(folder / 'timed').end()
+  return digest(folder / 'undisturbed'), time.monotonic() - started
+
+
+def judge(number, kind, folder, expected, seconds, rng):
+  """Makes a try, prints its end, and returns its counts."""
+  place = folder / str(number)
+  clock = folder / 'clock.so' if kind == 'clock' else None
+  disk = small_disk(place) if kind == 'full' else contextlib.nullcontext()
+  with disk:
+    end, counts, errors = attempt(place / 'run', kind, seconds, clock, rng)
+    if end != 'failed':
+      end = 'identical' if end == expected else 'differing'
+    print(f'{number + 1}: {kind}, {dict(counts)}: {end}', flush=True)
+    bad = end != 'identical'
+    if bad and kind == 'full':  # before the disk is unmounted
+      shutil.copytree(place, folder / f'{number}-disk')
+  if bad or counts['refused']:
+    print(f'  {errors.strip()}', flush=True)
+  if bad:
+    print(f'  kept in {place}*', flush=True)
+  else:
+    shutil.rmtree(place)
+  return {'tries': 1, end: 1, **counts}
+
+
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('tries', type=int)
@@ -266,48 +239,20 @@ def main():
   parser.add_argument('--kinds', default=','.join(KINDS))
   args = parser.parse_args()
   rng = random.Random(args.seed)
+  kinds = args.kinds.split(',')
+  for kind in kinds:
+    if kind not in KINDS:
+      parser.error(f'--kinds has {kind!r}; kinds are {", ".join(KINDS)}')
   print(
     f'jax {jax.__version__}, {platform.processor()}, {os.cpu_count()} cores'
   )
   folder = pathlib.Path(tempfile.mkdtemp(prefix='crash_test_'))
-  kinds = []
-  for kind in args.kinds.split(','):
-    if kind not in KINDS:
-      parser.error(f'--kinds has {kind!r}; kinds are {", ".join(KINDS)}')
-    why = left_out(kind, folder)
-    if why:
-      print(f'{kind} is left out: {why}')
-    else:
-      kinds.append(kind)
-  undisturbed = folder / 'undisturbed'
-  code, errors = Run(undisturbed).end()
-  if code:
-    sys.exit(errors)
-  expected = digest(undisturbed)
-  started = time.monotonic()
-  Run(folder / 'timed').end()  # its programs are in the compilation cache
-  seconds = time.monotonic() - started
+  kinds = supported(kinds, folder)
+  expected, seconds = undisturbed_run(folder)
   counts = collections.defaultdict(collections.Counter)
   for number in range(args.tries):
     kind = kinds[number % len(kinds)]
-    place = folder / str(number)
-    clock = folder / 'clock.so' if kind == 'clock' else None
-    disk = small_disk(place) if kind == 'full' else contextlib.nullcontext()
-    with disk:
-      end, of_try, errors = attempt(place / 'run', kind, seconds, clock, rng)
-      if end != 'failed':
-        end = 'identical' if end == expected else 'differing'
-      counts[kind].update({'tries': 1, end: 1, **of_try})
-      print(f'{number + 1}: {kind}, {dict(of_try)}: {end}', flush=True)
-      bad = end != 'identical'
-      if bad and kind == 'full':  # before the disk is unmounted
-        shutil.copytree(place, folder / f'{number}-disk')
-    if bad or of_try['refused']:
-      print(f'  {errors.strip()}', flush=True)
-    if bad:
-      print(f'  kept in {place}*', flush=True)
-    else:
-      shutil.rmtree(place)
+    counts[kind].update(judge(number, kind, folder, expected, seconds, rng))
   heads = ('tries', 'hits', 'refused', 'identical', 'failed', 'differing')
   print(f'\n{"":8}' + ''.join(f'{head:>11}' for head in heads))
   for kind, of_kind in counts.items():

@@ -55,10 +55,8 @@ Batches = Generator[Any, None, None]  # nothing runs after it is closed
 
 
 def write_folder(root: pathlib.Path, images: int) -> list[str]:
-  """Writes photographs as train/CLASS/*.jpg, and two of each class to val.
-
-  70 % have 500 x 375 pixels, the others 375 x 500. Returns the training files.
-  """
+  """Writes photographs as train/CLASS/*.jpg, and two of each class to val; 70 %
+  have 500 x 375 pixels, the others 375 x 500. Returns the training files."""
   from photographs import jpeg
 
   rng = np.random.default_rng(0)
@@ -259,9 +257,7 @@ def measure(root: pathlib.Path, images: int, workers: int, rounds: int):
 
 
 def keep_to(workers: int | None) -> int:
-  """Restricts this process and its children to `workers` cores (None: all).
-
-  Returns the number of cores."""
+  """Restricts this process to `workers` cores (None: all); their number."""
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
     return len(os.sched_getaffinity(0))

@@ -78,36 +78,36 @@ def measure(name, flags):
   rows = []
   for stage, contender in stages.items():
     macs = exact.count(contender.net, shape).macs
-    took = seconds[stage, 'ours']
+    head = {
+      'network': name,
+      'stage': stage,
+      'batch': flags.batch,
+      'dtype': flags.dtype,
+      'macs': macs,
+    }
     done = macs * PASSES.get(stage, 3) * flags.batch
-    rows.append(
-      {
-        'network': name,
-        'stage': stage,
-        'batch': flags.batch,
-        'dtype': flags.dtype,
-        'macs': macs,
-        'seconds': timing.spread(took),
-        'images/s': timing.spread([flags.batch / s for s in took]),
-        'of peak': done / timing.spread(took)['median'] / peak,
-        'over warmup': timing.ratio(took, seconds['warmup', 'ours']),
-        'macs, fewer': full / macs,
-        'speed-up': timing.ratio(seconds['warmup', 'ours'], took),
-        **{
-          f'over {kind}': timing.ratio(seconds[stage, kind], took)
-          for kind in kinds
-          if (stage, kind) in seconds
-        },
-        **{
-          f'{kind} speed-up': timing.ratio(
-            seconds['warmup', kind], seconds[stage, kind]
-          )
-          for kind in kinds
-          if (stage, kind) in seconds
-        },
-      }
-    )
+    seconds_at_peak = done / peak
+    rows.append(head | figures(stage, seconds, flags.batch, seconds_at_peak))
+    rows[-1]['macs, fewer'] = full / macs
   return rows
+
+
+def figures(stage, seconds, batch, seconds_at_peak):
+  """The measured columns of a row, from {(stage, kind): seconds per round}."""
+  took, warmup = seconds[stage, 'ours'], seconds['warmup', 'ours']
+  found = {
+    'seconds': timing.spread(took),
+    'images/s': timing.spread([batch / s for s in took]),
+    'of peak': seconds_at_peak / timing.spread(took)['median'],
+    'over warmup': timing.ratio(took, warmup),
+    'speed-up': timing.ratio(warmup, took),
+  }
+  for other, kind in seconds:
+    if other == stage and kind != 'ours':
+      theirs = seconds[stage, kind]
+      found[f'over {kind}'] = timing.ratio(theirs, took)
+      found[f'{kind} speed-up'] = timing.ratio(seconds['warmup', kind], theirs)
+  return found
 
 
 def show(rows):

@@ -248,6 +248,7 @@ def test_mistakes(flags, parts):
       (
         '--topology=v5e:16x16',
         '--largest_batch',
+        '--json',  # else the text report has begun
         '--config.grad_accum_steps=8',
       ),
       ('smallest batch is 2048', '1140 training images', '--topology'),
