@@ -15,6 +15,7 @@ that rounding does not decide which channels are kept; it is written, too.
 """
 
 import argparse
+from functools import partial
 import json
 import pathlib
 
@@ -22,8 +23,9 @@ import jax
 import numpy as np
 
 from configs import quickstart
-from dnal_jax import train
+from dnal_jax import models, train
 from dnal_jax.config import parse_config
+from dnal_jax.models import mobilenet_v2
 from dnal_jax.parallel import processes
 from dnal_jax.search import channel_gates
 from dnal_jax.tpu import hlo
@@ -35,7 +37,22 @@ _BATCH = 160
 _SCHEDULES = {
   'vgg7_digits': (0.001, 0.001),
   'mobilenet_v2_digits': (0.005, 0.0002),
+  'mobilenet_v2_three_blocks': (0.005, 0.0002),
 }
+# One block without and one with an expansion, and one with a sum.
+THREE_BLOCKS = models.Variant(
+  partial(
+    mobilenet_v2.MobileNetV2,
+    stages=((1, 8, 1, 1), (4, 16, 2, 2)),
+    stem_stride=1,
+    expand_all=True,
+    shortcut_conv=True,
+    stem_channels=16,
+    last_channels=64,
+  ),
+  8,
+  10,
+)
 
 
 def config(args):
@@ -105,6 +122,8 @@ def main():
   parser.add_argument('--threshold', type=float)
   args = parser.parse_args()
   jax.config.update('jax_num_cpu_devices', args.devices)
+  if args.network == 'mobilenet_v2_three_blocks':
+    models.register(args.network, THREE_BLOCKS)
   alone = {'coordinator_address', 'num_processes', 'process_id'}
   processes.join('auto', **dict.fromkeys(alone))
   moved, threshold = record_collectives(), prune_at(args.threshold)

@@ -7,6 +7,7 @@ import sys
 from commands import Processes, fail
 import jax
 import numpy as np
+import on_devices
 import pytest
 
 from dnal_jax import models, trees
@@ -21,7 +22,9 @@ def measured(folder, *flags, processes=1):
   return json.loads((folder / 'measured.json').read_text())
 
 
-def check_devices(folder, network, devices, processes, *, epochs, width):
+def check_devices(
+  folder, network, devices, processes, *, epochs, width, variant=None
+):
   """One device and `devices` in each of `processes` give the same losses in all
   stages, which come across the cut, and keep the same channels."""
   flags = (f'--network={network}', f'--width={width}', f'--epochs={epochs}')
@@ -36,21 +39,19 @@ def check_devices(folder, network, devices, processes, *, epochs, width):
   np.testing.assert_allclose(a[:2], b[:2], rtol=1e-5)  # four steps
   np.testing.assert_allclose(a, b, rtol=1e-3)
   assert many['kept'] == one['kept']
-  kept = sum(len(ids) for ids in one['kept'].values())
-  gates = walk.graph_of(build(network, width), (8, 8, 1)).gates
-  assert 0 < kept < sum(len(ids) for ids in gates.values())
-  check_moved(build(network, width), many['moved'])
+  net = (variant or models.get(network)).build(classes=10, width=width)
+  graph = walk.graph_of(net, (8, 8, 1))
+  all_gates, kept = (
+    sum(map(len, gates.values())) for gates in (graph.gates, one['kept'])
+  )
+  assert 0 < kept < all_gates
+  check_moved(graph.shapes, many['moved'])
   assert list(one['moved']) == ['warmup', 'search', 'finetune']
   assert not any(one['moved'].values())
 
 
-def build(network, width):
-  return models.get(network).build(classes=10, width=width)
-
-
-def check_moved(net, moved):
+def check_moved(shapes, moved):
   """Devices exchange gradients of what trains, and sums of BatchNorm, only."""
-  shapes = walk.graph_of(net, (8, 8, 1)).shapes
   params, head, moments = (
     4 * sum(math.prod(a.shape) for a in trees.flatten(tree).values())
     for tree in (
@@ -70,13 +71,20 @@ def check_moved(net, moved):
 
 
 @pytest.mark.slow
-def test_four_devices_do_what_one_does(tmp_path):
-  check_devices(tmp_path, 'vgg7_digits', 4, 1, epochs=3, width=0.5)
+def test_two_processes_of_two_devices_do_what_one_does(tmp_path):
+  check_devices(tmp_path, 'vgg7_digits', 2, 2, epochs=2, width=0.25)
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_devices_do_what_one_does(tmp_path):
-  check_devices(tmp_path, 'mobilenet_v2_digits', 2, 2, epochs=2, width=0.5)
+def test_two_devices_do_what_one_does(tmp_path):
+  """With depthwise convolutions and a residual sum."""
+  check_devices(
+    tmp_path,
+    *('mobilenet_v2_three_blocks', 2, 1),
+    epochs=2,
+    width=0.5,
+    variant=on_devices.THREE_BLOCKS,
+  )
 
 
 @pytest.mark.long
