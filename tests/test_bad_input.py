@@ -138,7 +138,7 @@ ARCHITECTURE = {
   ('change', 'message'),
   [
     ({'schema_version': 9}, 'schema_version 9; this release reads 1'),
-    ({'network': 3}, 'the file is not as a search writes it'),
+    ({'network': 3}, 'not a valid architecture.json'),
     ({'gates': {}}, "the file has no gate 'gate1_1'"),
     ({'gates': {**ARCHITECTURE['gates'], 'x': []}}, "no gate 'x'"),
     ({'gates': {**ARCHITECTURE['gates'], 'gate1_1': [5, 0]}}, 'ascending'),
@@ -263,7 +263,7 @@ def test_commands_print_one_line(tmp_path):
   """No traceback: of a run that has finished, and of the summary."""
   layout.write_config(tmp_path, config())
   (tmp_path / 'result.json').write_text('{"network": 3}')
-  assert 'is not as a run writes it' in fail(tmp_path)
+  assert 'is not a valid result.json' in fail(tmp_path)
   path = tmp_path / 'architecture.json'
   wide = {**ARCHITECTURE['network'], 'width': 1e9}
   path.write_text(json.dumps({**ARCHITECTURE, 'network': wide}))

@@ -15,7 +15,7 @@ from commands import (
   ROOT,
   assert_same,
   command,
-  fail,
+  fail_here,
   metrics,
   result,
   run_here,
@@ -98,7 +98,7 @@ def test_finished_run_is_recognised_and_left_alone(folder):
 
 
 def test_another_config_is_refused_by_its_new_key(folder):
-  message = fail(
+  message = fail_here(
     folder / 'stopped', *FLAGS, '--config.stages.finetune.gate_threshold=0.25'
   )
   difference = 'stages.finetune.gate_threshold (folder: 0.5, now: 0.25)'

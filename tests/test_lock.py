@@ -11,7 +11,16 @@ import sys
 import threading
 import time
 
-from commands import LONG, ROOT, Processes, command, fail, result, start, until
+from commands import (
+  LONG,
+  ROOT,
+  Processes,
+  command,
+  fail_here,
+  result,
+  start,
+  until,
+)
 from locking import ELSEWHERE, leave
 import pytest
 
@@ -219,7 +228,7 @@ def test_second_run_is_refused_and_a_killed_one_replaced(tmp_path):
   workdir = tmp_path / 'run'
   first = start(workdir, *LONG)
   until(first, 'warmup 1/')
-  message = fail(workdir, *LONG)
+  message = fail_here(workdir, *LONG)
   assert f'is in use by process {first.pid} on host' in message
   assert socket.gethostname() in message
   first.kill()

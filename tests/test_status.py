@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 
-from commands import LONG, SHORT, fail, run_here, start, succeed, until
+from commands import LONG, SHORT, fail_here, run_here, start, succeed, until
 from locking import ELSEWHERE, leave
 import pytest
 
@@ -84,7 +84,7 @@ def test_running_stopped_killed_and_finished(tmp_path):
 @pytest.mark.slow
 def test_failed_run_says_why_and_a_missing_one_is_an_error(tmp_path):
   workdir = tmp_path / 'run'
-  fail(workdir, '--config.stages.warmup.train.weights.lr.base=1e30')
+  fail_here(workdir, '--config.stages.warmup.train.weights.lr.base=1e30')
   text, value = shown(workdir)
   assert value['now'] == 'failed'
   assert 'failed: the loss is nan, not finite in stage' in text

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 
-from commands import ROOT, fail
+from commands import ROOT, fail_here
 import pytest
 from untrusted import UP, VALID, make, refused
 
@@ -232,7 +232,7 @@ def test_the_largest_network_stays_within_the_limits_of_a_file(tmp_path):
 )
 def test_a_config_has_the_limits_of_a_file(key, value, most, tmp_path):
   flag = {'network': 'network.width', 'data': 'data.image'}[key]
-  message = fail(tmp_path / 'run', f'--config.{flag}={value}')
+  message = fail_here(tmp_path / 'run', f'--config.{flag}={value}')
   assert f'{flag} is {value}; it must be in' in message
   assert message.endswith(most)
 

@@ -25,7 +25,7 @@ from dnal_jax.workdir.json_files import short_repr
 SCHEMA_VERSION = 1
 _KEYS = 'schema_version', 'network', 'image_shape', 'gates'
 _KEYS_OF_NETWORK = 'name', 'width', 'classes'
-_FIX = 'the file is not as a search writes it; restore it from a copy'
+_FIX = 'this is not a valid architecture.json; restore it from a copy'
 
 
 class Form(NamedTuple):

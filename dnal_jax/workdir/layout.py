@@ -46,7 +46,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   theirs = json_files.read_json(path)
   if not isinstance(theirs, dict) or type(theirs.get('config')) is not dict:
     raise errors.UserError(
-      f"'{path}' is not as a run writes it; restore it from a copy, or"
+      f"'{path}' is not a valid config.json; restore it from a copy, or"
       ' choose another --workdir'
     )
   config = json.loads(json.dumps(config))  # tuples become lists, as on disk

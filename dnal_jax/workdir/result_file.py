@@ -66,7 +66,7 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
     ArithmeticError,
   ) as error:
     raise errors.UserError(
-      f"'{path}' is not as a run writes it ({error!r}); delete it, and the"
+      f"'{path}' is not a valid result.json ({error!r}); delete it, and the"
       ' same command makes it again from the last checkpoint'
     ) from error
   return result
