@@ -53,7 +53,7 @@ def _train(r: Resources) -> dict[str, Any]:
 
   A chunk is what lies between two checkpoints, or what a hook made of it.
   """
-  run, model, state, saved = _restore_or_start(r)
+  run, model, state = _restore_or_start(r)
   hooks = _hooks(r, run)
   while True:
     stage = _stage_of(r.config, run)
@@ -74,20 +74,21 @@ def _train(r: Resources) -> dict[str, Any]:
             stop=r.stop,
           )
           hooks.after_chunk(compiled.program_text)
+          saved = r.checkpoints.describe_latest()
           loop.check_finite(of_steps, stage, done + 1, saved)
           run = run.add_steps(of_steps, time.perf_counter() - started)
           if run.cursor.step < r.source.steps_per_epoch:
             if r.stop.requested or run.cursor.step % r.checkpoint_interval == 0:
-              run, saved = _save(r, run, state)
+              run = _save(r, run, state)
             r.stop.raise_if_requested(run.describe())
         run = _end_epoch(r, run, model, stage, state, compiled, hooks)
-        run, saved = _save(r, run, state)
+        run = _save(r, run, state)
         r.stop.raise_if_requested(run.describe())
     except errors.NotFinite as error:
       if run.result.rollbacks == r.config.max_nan_restarts:
         raise
       failed = run
-      run, model, state, saved = _restore_or_start(r)
+      run, model, state = _restore_or_start(r)
       run = run.restart_after(failed)
       print(
         f'with learning rates times {run.lr_factor:g}, because {error.what}'
@@ -98,7 +99,7 @@ def _train(r: Resources) -> dict[str, Any]:
     if run.cursor.stage + 1 == len(r.config.stages):
       return _finish(r, run, model, stage, state)
     run, model, state = _enter_next_stage(r, run, model, state)
-    run, saved = _save(r, run, state)
+    run = _save(r, run, state)
 
 
 # Where a run begins, and where it continues.
@@ -106,9 +107,8 @@ def _train(r: Resources) -> dict[str, Any]:
 
 def _restore_or_start(
   r: Resources,
-) -> tuple[RunState, PrunableModel, TrainState, str]:
-  """The newest checkpoint, else the beginning of the first stage; and, for
-  messages, what is saved."""
+) -> tuple[RunState, PrunableModel, TrainState]:
+  """The newest checkpoint, else the beginning of the first stage."""
 
   def model_of(run: RunState) -> PrunableModel:
     return PrunableModel.create(full, r.config.image_shape, run.keep)
@@ -125,7 +125,7 @@ def _restore_or_start(
     broken = run.broken_records(jax.process_index(), jax.process_count())
     r.source.broken.update(broken)
     print(f'going on with {run.describe()}')
-    return run, model_of(run), state, _saved(run)
+    return run, model_of(run), state
   run = RunState(images=r.source.images)
   model = model_of(run)
   image = jnp.zeros((1, *r.config.image_shape))
@@ -138,7 +138,7 @@ def _restore_or_start(
     model.initial_gate_logits(),
     variables['batch_stats'],
   )
-  return run, model, state, 'there is no checkpoint yet'
+  return run, model, state
 
 
 def _begin_stage(
@@ -224,20 +224,13 @@ def _chunk_size(r: Resources, run: RunState) -> int:
   return min(interval - run.cursor.step % interval, left)
 
 
-def _save(
-  r: Resources, run: RunState, state: TrainState
-) -> tuple[RunState, str]:
-  """Starts saving a checkpoint; the run with what is saved beside the arrays,
-  and what is saved, for messages."""
+def _save(r: Resources, run: RunState, state: TrainState) -> RunState:
+  """Starts to save a checkpoint; the run as it is saved."""
   broken = tuple(processes.allgather_json(r.source.broken))
   run = dataclasses.replace(run, broken=broken)
   r.writer.check()
   r.checkpoints.save(state, run)
-  return run, _saved(run)
-
-
-def _saved(run: RunState) -> str:
-  return f'the last checkpoint is of {run.describe()}'
+  return run
 
 
 def _end_epoch(

@@ -79,12 +79,10 @@ def train_step(
   if average:
     average = _averaged(average, (params, batch_stats), stage.ema, state.step)
   gate_logits = tree.get('gates', {})
-  return (
-    TrainState(
-      state.step + 1, params, gate_logits, batch_stats, opt_state, average
-    ),
-    metrics,
+  state = TrainState(
+    state.step + 1, params, gate_logits, batch_stats, opt_state, average
   )
+  return state, metrics
 
 
 def eval_step(

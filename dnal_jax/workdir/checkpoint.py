@@ -74,6 +74,7 @@ class Checkpoints:
   def __init__(self, directory: pathlib.Path):
     self._directory = directory
     self._needed = 0  # bytes of a checkpoint
+    self.latest: RunState | None = None  # that was saved or restored here
     self._policy = _RetentionPolicy()
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
@@ -104,7 +105,7 @@ class Checkpoints:
       if not isinstance(error, errors.UserError):
         raise
 
-  def save(self, state: Any, position: RunState) -> None:
+  def save(self, state: Any, run_state: RunState) -> None:
     """Starts to save; a checkpoint that is only partly written is never read.
 
     Raises:
@@ -117,19 +118,26 @@ class Checkpoints:
     self._needed = int(1.1 * bytes_of_leaves) + 2**20  # with orbax's metadata
     disk_errors.check_free(self._directory, self._needed)
     stored = {
-      'position': position.to_json(),
+      'position': run_state.to_json(),
       'leaves': {key: _fingerprint(leaf) for key, leaf in leaves.items()},
     }
-    best = position.result.best
+    best = run_state.result.best
     self._policy.best = best['number'] if best else None
     with disk_errors.explained(self._directory, self._needed):
       self._manager.save(
-        position.number,
+        run_state.number,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(leaves),
           position=ocp.args.JsonSave({**stored, 'digest': _digest(stored)}),
         ),
       )
+    self.latest = run_state
+
+  def describe_latest(self) -> str:
+    """Where in the run the latest checkpoint is, for messages."""
+    if self.latest is None:
+      return 'there is no checkpoint yet'
+    return f'the last checkpoint is of {self.latest.describe()}'
 
   def newest(
     self, like: Callable[[RunState], Any]
@@ -161,14 +169,15 @@ class Checkpoints:
       reason = next(filter(None, processes.allgather_json(reason)), '')
       if saved is not None and not reason:
         self._move_aside(found[: len(reasons)])
-        position, state = saved
-        best = position.result.best
+        run_state, state = saved
+        best = run_state.result.best
         if best and best['number'] not in found:
           # It was deleted for a better one, which is damaged and will be saved
           # again.
-          result = dataclasses.replace(position.result, best=None)
-          position = dataclasses.replace(position, result=result)
-        return position, state
+          result = dataclasses.replace(run_state.result, best=None)
+          run_state = dataclasses.replace(run_state, result=result)
+        self.latest = run_state
+        return run_state, state
       reasons.append(f"'{self._directory / str(number)}' ({reason})")
       print(f'damaged, trying the checkpoint before: {reasons[-1]}')
     if not reasons:
@@ -185,8 +194,8 @@ class Checkpoints:
     that reason."""
     stored = self._restore(number, 'position', ocp.args.JsonRestore())
     _check_digest(stored)
-    position = RunState.from_json(stored['position'])
-    shapes = like(position)
+    run_state = RunState.from_json(stored['position'])
+    shapes = like(run_state)
     leaves = _leaves(shapes)
     self._check_shapes(number, stored['leaves'], leaves)
     args = ocp.args.StandardRestore(leaves)
@@ -195,7 +204,7 @@ class Checkpoints:
       if _fingerprint(restored[key]) != fingerprint:
         raise Damaged(f'state{key} is not as it was saved')
     values = [restored[key] for key in leaves]
-    return position, jax.tree.unflatten(jax.tree.structure(shapes), values)
+    return run_state, jax.tree.unflatten(jax.tree.structure(shapes), values)
 
   def _restore(self, number: int, item: str, args: Any) -> Any:
     """An item of a checkpoint. Only orbax runs here, so what it raises for a
