@@ -1,5 +1,6 @@
 """A checkpoint restores exactly what was saved, or is refused."""
 
+import dataclasses
 import gc
 import itertools
 import json
@@ -14,7 +15,7 @@ import pytest
 from dnal_jax import errors
 from dnal_jax.training import train_state
 from dnal_jax.workdir.checkpoint import Checkpoints
-from dnal_jax.workdir.run_state import RunState
+from dnal_jax.workdir.run_state import Cursor, RunState
 
 # Orbax abandons the reads that are under way when one of them fails.
 pytestmark = pytest.mark.filterwarnings(
@@ -35,9 +36,20 @@ def state(seed):
   }
 
 
-def like(position):
-  del position
+def like(run):
+  del run
   return jax.eval_shape(lambda: state(0))
+
+
+def run_at(step, **values):
+  """A run with so many steps of its first epoch done."""
+  run = RunState(**values).begin_stage('warmup', epochs=1, steps=100)
+  return dataclasses.replace(run, cursor=Cursor(step=step))
+
+
+def step_of(run_and_state):
+  run, _ = run_and_state
+  return run.cursor.step
 
 
 @pytest.fixture(scope='module')
@@ -46,12 +58,14 @@ def saved(tmp_path_factory):
   folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
   checkpoints = Checkpoints(folder)
   for i in (1, 2):
-    keep = {'gate1': (0, 2, i)}
-    position = RunState(
-      step=10 * i, keep=keep, sums={'loss': 0.1 * i, 'nan': 1e-300}
+    checkpoints.save(
+      state(i),
+      run_at(
+        10 * i,
+        keep={'gate1': (0, 2, i)},
+        sums={'loss': 0.1 * i, 'nan': 1e-300},
+      ),
     )
-    position.begin_stage('warmup', epochs=1, steps=100)
-    checkpoints.save(state(i), position)
   checkpoints.close()
   return folder
 
@@ -71,9 +85,9 @@ def equal(a, b):
 
 
 def test_restores_what_was_saved(saved):
-  position, got = newest(saved)
-  assert position.keep == {'gate1': (0, 2, 2)}
-  assert position.sums == {'loss': 0.2, 'nan': 1e-300}
+  run, got = newest(saved)
+  assert run.keep == {'gate1': (0, 2, 2)}
+  assert run.sums == {'loss': 0.2, 'nan': 1e-300}
   assert equal(got, state(2))
 
 
@@ -83,41 +97,39 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path):
 
 def test_keeps_the_latest_two_and_the_best_of_the_stage(tmp_path):
   folder = tmp_path / 'checkpoints'
-  position = RunState()
+  run = RunState()
+  one_step = [{'loss': 1.0, 'correct': 1.0, 'gate_sum': 0.0}]
 
-  def save_all(*stages):
+  def save_all(name, accuracies):
     """Accuracies by epoch, each saved in the middle and at the end."""
+    nonlocal run
     checkpoints = Checkpoints(folder)
-    for name, accuracies in stages:
-      position.begin_stage(name, epochs=len(accuracies), steps=99)
-      for top1 in accuracies:
-        position.step += 1
-        checkpoints.save(state(position.number), position)
-        position.end_epoch()
-        position.record(loss=0.0, seconds=0.0, point=None, top1=top1)
-        checkpoints.save(state(position.number), position)
-      if name != 'finetune':
-        position.next_stage()
+    run = run.begin_stage(name, epochs=len(accuracies), steps=99)
+    for top1 in accuracies:
+      run = run.add_steps(one_step, seconds=0.0)
+      checkpoints.save(state(run.number), run)
+      run = run.end_epoch(loss=0.0, seconds=0.0, point=None, top1=top1)
+      checkpoints.save(state(run.number), run)
     checkpoints.close()
     return sorted(int(path.name) for path in folder.iterdir())
 
   # An epoch has 33 steps, so the best one ends at 66.
-  assert save_all(('warmup', [0.5, 0.9, 0.7])) == [66, 67, 99]
+  assert save_all('warmup', [0.5, 0.9, 0.7]) == [66, 67, 99]
   best = {'number': 66, 'stage': 'warmup', 'epoch': 2, 'validation_top1': 0.9}
-  assert position.best == best
+  assert run.result.best == best
   # The best of the stage before gives way whatever its accuracy. The beginning
   # of a stage has a number of its own. Of equals the later stays.
-  assert save_all(('search', [0.3, 0.3, 0.2])) == [100 + 66, 100 + 67, 199]
-  assert position.best['number'] == 166
-  assert save_all(('finetune', [0.8, 0.1, 0.2])) == [200 + 33, 267, 299]
+  assert save_all('search', [0.3, 0.3, 0.2]) == [100 + 66, 100 + 67, 199]
+  assert run.result.best['number'] == 166
+  assert save_all('finetune', [0.8, 0.1, 0.2]) == [200 + 33, 267, 299]
 
   # With the latest two damaged, the best is restored.
   for name in ('267', '299'):
     for file in (folder / name).rglob('*'):
       if file.is_file():
         file.write_bytes(file.read_bytes()[:-5])
-  position, restored = newest(folder)
-  assert position.number == 233
+  run, restored = newest(folder)
+  assert run.number == 233
   assert equal(restored, state(233))
 
 
@@ -139,21 +151,19 @@ def test_clock_jumps_during_a_save(
   """
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
-  step = newest(folder)[0].step
-  position = RunState(step=step + 1)
-  position.begin_stage('warmup', epochs=1, steps=100)
+  step = step_of(newest(folder))
   days, now = itertools.count(), time.time()
 
   def run():
     with monkeypatch.context() as patch, Checkpoints(folder) as checkpoints:
       patch.setattr(time, 'time', lambda: now + 86400 * next(days))
-      checkpoints.save(state(step + 1), position)
+      checkpoints.save(state(step + 1), run_at(step + 1))
       if body_fails:
         raise errors.UserError(message)
 
   with pytest.raises(kind, match=message):
     run()
-  assert newest(folder)[0].step == step
+  assert step_of(newest(folder)) == step
 
 
 def damage(file, how, rng):
@@ -184,12 +194,13 @@ def test_a_damaged_checkpoint_never_restores_other_values(
     folder = tmp_path / str(number) / 'checkpoints'
     shutil.copytree(saved, folder)
     damage(folder / name, how, rng)
-    position, got = newest(folder)
-    assert position.step in (10, 20), name
-    assert equal(got, state(position.step // 10)), name
+    run, got = newest(folder)
+    step = run.cursor.step
+    assert step in (10, 20), name
+    assert equal(got, state(step // 10)), name
     printed = capsys.readouterr().out
-    assert (f"'{folder}/20'" in printed) == (position.step == 10)
-    if position.step == 10:
+    assert (f"'{folder}/20'" in printed) == (step == 10)
+    if step == 10:
       older += 1
       # Its number is free again, and its files are kept.
       assert not (folder / '20').exists()
@@ -213,16 +224,16 @@ def test_all_checkpoints_damaged(saved, tmp_path):
   assert sorted(f.name for f in folder.iterdir()) == ['10', '20']
 
 
-def wider(position):
+def wider(run):
   """Shapes of another network than the one that was saved."""
-  shapes = like(position)
+  shapes = like(run)
   shapes['params']['a'] = jax.ShapeDtypeStruct((3, 3, 16, 65), jnp.float32)
   return shapes
 
 
-def buggy(position):
+def buggy(run):
   """A mistake of this package, as `train.py` might make it."""
-  raise TypeError(position.keep)
+  raise TypeError(run.keep)
 
 
 @pytest.mark.parametrize(
@@ -234,8 +245,8 @@ def buggy(position):
       r"/20': \['params'\]\['a'\] is stored as \[\[3, 3",
     ),
     (buggy, TypeError, 'gate1'),
-    (lambda position: position.shapes, AttributeError, 'shapes'),
-    (lambda position: {}[position.step], KeyError, '20'),
+    (lambda run: run.shapes, AttributeError, 'shapes'),
+    (lambda run: {}[run.cursor.step], KeyError, '20'),
   ],
   ids=['shapes', 'TypeError', 'AttributeError', 'KeyError'],
 )
@@ -266,16 +277,14 @@ def test_gate_logits_are_stored_under_the_name_of_version_1(tmp_path):
     )
 
   folder = tmp_path / 'checkpoints'
-  position = RunState()
-  position.begin_stage('warmup', epochs=1, steps=1)
   with Checkpoints(folder) as checkpoints:
-    checkpoints.save(begin(1.5), position)
+    checkpoints.save(begin(1.5), run_at(0))
   stored = json.loads((folder / '0/position/metadata').read_text())
   assert stored['leaves'].keys() == {
     *('.step', ".params['gate_logits']", ".logits['gate1']"),
   }
   with Checkpoints(folder) as checkpoints:
     _, restored = checkpoints.newest(
-      lambda position: jax.eval_shape(lambda: begin(0.0))
+      lambda run: jax.eval_shape(lambda: begin(0.0))
     )
   assert equal(restored, begin(1.5))

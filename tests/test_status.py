@@ -128,16 +128,16 @@ def test_speed_is_that_of_the_steps_that_were_measured(tmp_path, clock):
     status_file.StatusFile(PARSED, tmp_path, held, 17) as run,
   ):
     assert status.read(tmp_path)['stage'] is None  # it starts
-    run.stage(1, 5)
+    run.begin_stage(1, PARSED.stages[1], 5)
     clock[0] += 100.0  # compiling, which says nothing of speed
-    run.steps(4, METRICS)
+    run.on_steps(9, METRICS)
     first = status.read(tmp_path)
     assert (first['step'], first['epoch'], first['loss']) == (9, 1, 0.5)
     assert first['seconds_left'] == {'stage': None, 'run': None}
     clock[0] += 6.0
-    run.steps(8, METRICS)
+    run.on_steps(17, METRICS)
     clock[0] += 2.0  # evaluation
-    run.epoch(0.75)
+    run.end_epoch({'validation_top1': 0.75}, {})
     now = status.read(tmp_path)
     assert (now['stage'], now['stage_number']) == ('search', 2)
     assert (now['step'], now['steps']) == (17, 170)
@@ -169,12 +169,14 @@ def test_writing_takes_at_most_a_hundredth_of_the_time(
     status_file.StatusFile(PARSED, tmp_path, held, 17) as run,
   ):
     monkeypatch.setattr(json_files, 'write_json', slowly)
-    run.stage(0, 0)
+    run.begin_stage(0, PARSED.stages[0], 0)
+    done = 0
     for _ in range(100):
       for _ in range(3):
         clock[0] += 1.0
-        run.steps(1, METRICS)
-      run.epoch(0.5)
+        done += 1
+        run.on_steps(done, METRICS)
+      run.end_epoch({'validation_top1': 0.5}, {})
     monkeypatch.undo()
   assert len(written) > 5
   gaps = [b - a - 0.5 for a, b in itertools.pairwise(written)]
@@ -188,11 +190,11 @@ def test_warns_once_if_it_cannot_be_written(tmp_path, capsys):
     status_file.StatusFile(PARSED, tmp_path, held, 17) as run,
   ):
     for stage in range(3):
-      run.stage(stage, 0)
+      run.begin_stage(stage, PARSED.stages[stage], 0)
   printed = capsys.readouterr().err
   assert printed.count('warning: ') == 1
   assert 'cannot be written' in printed
-  assert 'the run goes on' in printed
+  assert 'the run continues without it' in printed
 
 
 def test_run_on_another_host_is_running_or_stale(tmp_path):
@@ -200,7 +202,7 @@ def test_run_on_another_host_is_running_or_stale(tmp_path):
     lock.Lock(tmp_path) as held,
     status_file.StatusFile(PARSED, tmp_path, held, 17) as run,
   ):
-    run.stage(0, 0)
+    run.begin_stage(0, PARSED.stages[0], 0)
     value = json_files.read_json(tmp_path / 'status.json')
   json_files.write_json(tmp_path / 'status.json', {**value, 'host': 'other'})
   leave(tmp_path, **ELSEWHERE, heartbeat=lock._now('microseconds'))
@@ -225,7 +227,7 @@ def test_a_run_that_is_taken_over_leaves_the_file_alone(tmp_path):
     ):
       leave(tmp_path, **ELSEWHERE)
       path.write_text("the other's")
-      run.stage(0, 0)
+      run.begin_stage(0, PARSED.stages[0], 0)
 
   with pytest.raises(errors.UserError, match='taken over'):
     taken_over()
