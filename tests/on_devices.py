@@ -122,10 +122,10 @@ def main():
   parser.add_argument('--threshold', type=float)
   args = parser.parse_args()
   jax.config.update('jax_num_cpu_devices', args.devices)
+  alone = {'coordinator_address', 'num_processes', 'process_id'}
+  processes.join('auto', **dict.fromkeys(alone))  # before anything uses JAX
   if args.network == 'mobilenet_v2_three_blocks':
     models.register(args.network, THREE_BLOCKS)
-  alone = {'coordinator_address', 'num_processes', 'process_id'}
-  processes.join('auto', **dict.fromkeys(alone))
   moved, threshold = record_collectives(), prune_at(args.threshold)
   values = config(args)
   train.run(parse_config(values), values, args.folder)
