@@ -218,7 +218,7 @@ def test_missing_tars_are_named(tmp_path):
 
 def check_proxyless(imagenet, workdir):
   """A supernet of six blocks; that of 21 compiles for minutes on a CPU
-  (`tests/test_compact.py` cuts it)."""
+  (`tests/test_surgery.py` cuts it)."""
   printed = run(imagenet, 'proxyless_imagenet', workdir, *PROXYLESS)
   got = result(workdir)
   assert got['learned']['macs'] < got['baseline']['macs']
