@@ -2,24 +2,22 @@
 
 In float64, so that rounding neither hides nor causes a difference. Pruning
 couples a layer to its neighbours only, so networks with few blocks prove every
-kind of coupling, and one has its full depth; `make test-long` compares all
-seven in full depth (narrower, on small images).
+kind of coupling. One network has its full depth here, the other six in
+`make test-long` (all narrower, on small images).
 """
 
 from functools import partial
 import re
-from typing import Any
 
-from flax import linen
 import jax
 import jax.numpy as jnp
+from keeping import masks, patterns, randomised
 import numpy as np
 import pytest
 
 from dnal_jax import models, trees
 from dnal_jax.data.batches import Batch
-from dnal_jax.graph import difference, surgery, walk
-from dnal_jax.models import resnet
+from dnal_jax.graph import surgery, walk
 from dnal_jax.search import channel_gates
 from dnal_jax.training.optimizer import ParamGroup
 from dnal_jax.training.schedule import LearningRate
@@ -80,45 +78,6 @@ def native_ops(monkeypatch):
 
 def build(name, **fields):
   return models.get(name).build(classes=10, **{'width': 0.25, **fields})
-
-
-def randomised(net, shape, rng):
-  """Variables with BatchNorms that are far from the identity they start as."""
-  shapes = trees.flatten(walk.graph_of(net, shape).shapes)
-  flat = {}
-  for path, leaf in shapes.items():
-    noise = rng.normal(size=leaf.shape)
-    if path.endswith('kernel'):
-      fan_in = np.prod(leaf.shape[:-1])
-      flat[path] = noise * np.sqrt(2 / fan_in)
-    elif path.endswith(('scale', 'var')):
-      flat[path] = np.exp(0.3 * noise)
-    else:
-      flat[path] = 0.3 * noise
-  return trees.unflatten(flat)
-
-
-def patterns(gates, rng):
-  """{name: {gate: kept ids}}: half of the channels; almost none, but at least
-  one, so that the image matters; half, and one gate without channels."""
-  keeps = {
-    name: {
-      gate: tuple(i for i in ids if rng.random() < share) or ids[-1:]
-      for gate, ids in gates.items()
-    }
-    for name, share in (('half', 0.5), ('almost none', 0.01))
-  }
-  emptied = list(gates)[len(gates) // 2]
-  keeps['one gate empty'] = {**keeps['half'], emptied: ()}
-  if 'block1_2/5x5_e3/out' in gates:  # a supernet
-    gone = re.compile(r'block1_2/.*|block\d_1/([35]x._e3|7x7_e6)/out')
-    keeps = {  # programs of so many layers compile for minutes
-      'half, whole candidates and a whole block closed': {
-        gate: () if gone.fullmatch(gate) else ids
-        for gate, ids in keeps['half'].items()
-      }
-    }
-  return keeps
 
 
 def measured(variables, gate_logits, images, labels, *, net, stage):
@@ -271,13 +230,7 @@ def test_float32_agrees_to_rounding(name):
   keeps = patterns(graph.gates, rng)
   keeps.pop('almost none', None)
   for pattern, keep in keeps.items():
-    gates = trees.unflatten(
-      {
-        f'{gate}/g': np.isin(ids, keep[gate]).astype(np.float32)
-        for gate, ids in graph.gates.items()
-      }
-    )
-    masked = {**variables, 'gates': gates}
+    masked = {**variables, 'gates': masks(graph.gates, keep)}
     small = surgery.with_keep(net, keep)
     after = walk.graph_of(small, shape)
     pruned = surgery.prune_variables(masked, graph, after)
@@ -310,79 +263,3 @@ def test_pruning_twice_is_pruning_once():
     surgery.prune_variables(in_between, middle, last),
     surgery.prune_variables(variables, full, last),
   )
-
-
-def test_a_closed_branch_vanishes_and_a_closed_trunk_is_named():
-  net = models.get('resnet8_digits').build(classes=10)
-  shape = (8, 8, 1)
-  gates = walk.graph_of(net, shape).gates
-  branch = walk.graph_of(
-    surgery.with_keep(net, {**gates, 'block2_1/out': ()}), shape
-  )
-  assert 'block2_1' not in branch.shapes['params']
-  assert branch.cut_off_by == ()
-  trunk = walk.graph_of(surgery.with_keep(net, {**gates, 'stem': ()}), shape)
-  assert trunk.cut_off_by == ('stem',)
-
-
-def test_a_stem_that_a_shortcut_reads_is_not_pruned():
-  """At width 1/4 the first block of MobileNetV2 has a shortcut."""
-  for width, kept in ((1.0, 1), (0.25, 8)):
-    net = models.get('mobilenet_v2').build(classes=10, width=width)
-    gates = walk.graph_of(net, (32, 32, 3)).gates
-    small = surgery.with_keep(net, {**gates, 'block1_1/hidden': (0,)})
-    graph = walk.graph_of(small, (32, 32, 3))
-    assert len(graph.layers['stem_conv'].out_ids) == kept
-
-
-def small_resnet(block: Any = resnet.BasicBlock):
-  """A stem and two blocks, the second with another width."""
-  fields = {'blocks': (1, 1), 'features': (4, 8), 'stem_layer': (4, 3, 1)}
-  return models.get('resnet8_digits').build(classes=3, block=block, **fields)
-
-
-def test_rematerialised_blocks_have_the_same_graph_and_are_pruned():
-  rng = np.random.default_rng(4)
-  shape = (4, 4, 1)
-  net, remat = small_resnet(), small_resnet(linen.remat(resnet.BasicBlock))
-  graph = walk.graph_of(remat, shape)
-  assert graph == walk.graph_of(net, shape)
-  assert list(graph.gates) == [
-    *('stem', 'block1_1/mid', 'block1_1/out', 'block2_1/mid', 'block2_1/out')
-  ]
-  variables = jax.tree.map(np.float32, randomised(net, shape, rng))
-  images = rng.normal(size=(8, *shape)).astype(np.float32)
-  keep = patterns(graph.gates, rng)['half']
-  masks = {
-    f'{gate}/g': np.isin(ids, keep[gate]).astype(np.float32)
-    for gate, ids in graph.gates.items()
-  }
-  masked = {**variables, 'gates': trees.unflatten(masks)}
-  small = surgery.with_keep(remat, keep)
-  pruned = surgery.prune_variables(masked, graph, walk.graph_of(small, shape))
-  want = jax.jit(net.apply)(masked, images)
-  got = jax.jit(small.apply)(pruned, images)
-  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * abs(want).max())
-  compare = partial(difference.first_difference, remat, masked, small)
-  assert compare(pruned, images, 1e-4) is None
-  kernel = pruned['params']['block1_1']['conv2']['kernel']
-  pruned['params']['block1_1']['conv2']['kernel'] = 2 * kernel
-  assert compare(pruned, images, 1e-4) == 'block1_1/out'
-
-
-def test_first_difference_is_the_first_gate_that_differs():
-  rng = np.random.default_rng(3)
-  net, shape = models.get('vgg7_digits').build(classes=10), (8, 8, 1)
-  variables = randomised(net, shape, rng)
-  images = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
-  graph = walk.graph_of(net, shape)
-  keep = {gate: ids[1::2] for gate, ids in graph.gates.items()}
-  masks = {f'{g}/g': np.isin(i, keep[g]) * 1.0 for g, i in graph.gates.items()}
-  masked = {**variables, 'gates': trees.unflatten(masks)}
-  small = surgery.with_keep(net, keep)
-  pruned = surgery.prune_variables(masked, graph, walk.graph_of(small, shape))
-  compare = partial(difference.first_difference, net, masked, small)
-  assert compare(pruned, images, 1e-4) is None
-  pruned['params']['conv2_2']['bias'] += 0.1
-  pruned['batch_stats']['conv2_2']['bn']['mean'] += 0.3
-  assert compare(pruned, images, 1e-4) == 'gate2_2'
