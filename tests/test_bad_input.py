@@ -245,7 +245,7 @@ def test_damaged_line_of_metrics(line, tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_bytes(b'{"epochs_done": 1}\n' + line + b'\n')
   with pytest.raises(errors.UserError, match='line 2 is damaged') as raised:
-    metrics_file.Metrics(tmp_path, 1, events=False)
+    metrics_file.MetricsFile(tmp_path, 1)
   assert str(path) in str(raised.value)
   assert 'delete the line' in str(raised.value)
 
@@ -255,7 +255,7 @@ def test_metrics_that_are_not_finite_are_kept(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   row = '{"epochs_done": 1, "validation_loss": NaN}\n'
   path.write_text(row)
-  metrics_file.Metrics(tmp_path, 1, events=False)
+  metrics_file.MetricsFile(tmp_path, 1)
   assert path.read_text() == row
 
 

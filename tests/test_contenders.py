@@ -72,9 +72,9 @@ def apply(net, variables):
   outputs = {}
 
   def record(call, args, kwargs, context):
-    out = call(*args, **kwargs)
-    if isinstance(context.module, nn.Gate) and out.ids:
-      outputs['/'.join(context.module.path)] = out.ids, out.x
+    out, layer = call(*args, **kwargs), context.module
+    if isinstance(layer, nn.ConvBn) and layer.gate is not None and out.ids:
+      outputs['/'.join(layer.gate.path)] = out.ids, out.x
     return out
 
   @jax.jit

@@ -97,7 +97,7 @@ def test_two_processes_survive_signals_in_each_stage(alone, tmp_path):
   for line, number, to in (
     ('warmup 1/', signal.SIGTERM, 0),
     ('search 1/', signal.SIGKILL, 0),
-    ('cut to', signal.SIGTERM, 1),
+    ('pruned to', signal.SIGTERM, 1),
   ):
     interrupt(hurt, line, number, to)
   finish(hurt)

@@ -135,7 +135,7 @@ def check_mobilenet_v2(imagenet, tmp_path, kills):
   """
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   printed = run(imagenet, 'mbv2_imagenet', whole)
-  assert 'cut to' in printed
+  assert 'pruned to' in printed
   tables = (imagenet / 'cache' / 'dnal_jax').glob('imagenet2012-*-records.npz')
   assert len(list(tables)) == 2  # where the records of each split lie
   got = result(whole)

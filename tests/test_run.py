@@ -146,7 +146,7 @@ def test_signals_to_a_process(alone, tmp_path):
     start_and_signal_at(hurt, line, number, flags=SHORT)
     for line, number in (
       ('search 1/', signal.SIGKILL),
-      ('cut to', signal.SIGTERM),
+      ('pruned to', signal.SIGTERM),
     )
   )
   assert killed[0] == -signal.SIGKILL
@@ -165,7 +165,7 @@ def test_interrupted_at_any_line(alone, tmp_path, capsys):
     'warmup 1/',
     'search 1/',
     'search 2/',
-    'cut to',
+    'pruned to',
     'finetune 1/',
   ):
     at = in_process.at_line(line, in_process.kill)
@@ -185,7 +185,7 @@ def test_stopped_by_signals(alone, tmp_path, capsys):
   for line, number, stage in (
     ('warmup 1/', signal.SIGTERM, 'search'),
     ('search 1/', signal.SIGINT, 'search'),
-    ('cut to', signal.SIGTERM, 'finetune'),
+    ('pruned to', signal.SIGTERM, 'finetune'),
   ):
     at = in_process.at_line(line, in_process.send(number))
     with at, pytest.raises(errors.Stopped) as stopped:
@@ -205,7 +205,7 @@ def test_killed_demo_ends_as_if_undisturbed(demo, tmp_path):
   for line in (
     'warmup 4/',
     'search 6/',
-    'cut to',
+    'pruned to',
     'finetune 1/',
     'finetune 9/',
   ):
