@@ -39,7 +39,8 @@ def main(
   Ends the process at once where `run` has failed: threads of orbax may wait for
   a disk, and JAX's runtime for processes that no longer exist.
   """
-  faulthandler.enable()
+  if sys.stderr is not None:  # None where it was closed
+    faulthandler.enable()
   flags.FLAGS.mark_as_parsed()  # of absl and other libraries, as they are
   logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)  # tensorflow-datasets logs much
@@ -48,8 +49,8 @@ def main(
   try:
     run(body, flag_values)
   except SystemExit as end:
-    if end.code:
-      processes.exit_now(int(end.code))
+    if isinstance(end.code, int) and end.code:
+      processes.exit_now(end.code)
     raise
 
 

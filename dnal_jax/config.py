@@ -118,7 +118,8 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
     RunConfig, {**values, 'stages': tuple(parsed[name] for name in order)}, ''
   )
   if run.data.classes is None:
-    images = dataclasses.replace(run.data, classes=splits.classes(run.data))
+    classes = splits.classes(run.data)
+    images = _build(data.Data, {**vars(run.data), 'classes': classes}, 'data.')
     run = dataclasses.replace(run, data=images)
   _check_run(run)
   return run

@@ -45,7 +45,10 @@ def open_resources(
       folder is another run's. Nothing was written then.
     Stopped: inside, another process was lost.
   """
-  with contextlib.ExitStack() as stack:
+  with (
+    contextlib.ExitStack() as files,  # closed last: status.json has the message
+    contextlib.ExitStack() as stack,
+  ):
     stack.enter_context(processes.report_lost_process())
     stop = stack.enter_context(stopping.StopSignal())
     stack.enter_context(jax.set_mesh(mesh.make_mesh()))
@@ -60,8 +63,9 @@ def open_resources(
       eval_batch_size=config.eval_batch_size,
     )
     stack.enter_context(contextlib.closing(source))
-    writer = open_writer(config, config_dict, workdir, source.steps_per_epoch)
-    writer = stack.enter_context(writer)
+    writer = files.enter_context(
+      open_writer(config, config_dict, workdir, source.steps_per_epoch)
+    )
     checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints'))
     yield Resources(
       config, workdir, source, Evaluator(source), checkpoints, writer, stop

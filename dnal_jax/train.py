@@ -51,7 +51,7 @@ def run(
 def _train(r: Resources) -> dict[str, Any]:
   """All that is left of the run: every stage, epoch and chunk of steps.
 
-  A chunk is what lies between two checkpoints, or what a hook made of it.
+  A chunk ends at the next checkpoint, or earlier if a hook shortens it.
   """
   run, model, state = _restore_or_start(r)
   hooks = _hooks(r, run)
@@ -62,21 +62,23 @@ def _train(r: Resources) -> dict[str, Any]:
     try:
       while run.cursor.epoch < stage.epochs:
         while run.cursor.step < r.source.steps_per_epoch:
+          steps = hooks.before_chunk(_chunk_size(r, run))
           started, done = time.perf_counter(), run.stage_steps_done
-          state, of_steps = loop.train_steps(
+          state, step_metrics = loop.train_steps(
             compiled,
             state,
             r.source,
             first_step=run.steps_done,
-            steps=hooks.before_chunk(_chunk_size(r, run)),
+            steps=steps,
             epoch=run.cursor.epoch,
             on_steps=lambda n, last, done=done: hooks.on_steps(done + n, last),
             stop=r.stop,
           )
+          seconds = time.perf_counter() - started
           hooks.after_chunk(compiled.program_text)
           saved = r.checkpoints.describe_latest()
-          loop.check_finite(of_steps, stage, done + 1, saved)
-          run = run.add_steps(of_steps, time.perf_counter() - started)
+          loop.check_finite(step_metrics, stage, done + 1, saved)
+          run = run.add_steps(step_metrics, seconds)
           if run.cursor.step < r.source.steps_per_epoch:
             if r.stop.requested or run.cursor.step % r.checkpoint_interval == 0:
               run = _save(r, run, state)
@@ -93,6 +95,7 @@ def _train(r: Resources) -> dict[str, Any]:
       print(
         f'with learning rates times {run.lr_factor:g}, because {error.what}'
       )
+      r.stop.raise_if_requested(run.describe())
       continue
     finally:
       hooks.end_stage()
@@ -144,7 +147,7 @@ def _restore_or_start(
 def _begin_stage(
   r: Resources, run: RunState, params: Any, gate_logits: Any, batch_stats: Any
 ) -> tuple[RunState, TrainState]:
-  """The run's next stage, or its first one: new momenta, step 0."""
+  """The run's next stage, or its first one, with a new optimizer state."""
   stage = r.config.stages[len(run.result.stages)]
   create = mesh.jit_replicated(partial(create_train_state, stage))
   state = create(params, gate_logits, batch_stats)
@@ -171,17 +174,11 @@ def _enter_next_stage(
     )
     model, params, batch_stats = pruned.model, pruned.params, pruned.batch_stats
     gate_logits = model.initial_gate_logits()
-    masked_top1, pruned_top1, max_abs_diff = pruned.comparison
+    run = run.prune(pruned.keep, *pruned.comparison)
     show(
       f'pruned to {model.kept_channels} of {model.gated_channels} gated'
-      f' channels: validation {masked_top1:.2%} masked,'
-      f' {pruned_top1:.2%} pruned'
-    )
-    run = run.prune(
-      pruned.keep,
-      masked_top1=masked_top1,
-      pruned_top1=pruned_top1,
-      max_abs_diff=max_abs_diff,
+      f' channels: validation {pruned.comparison.masked_top1:.2%} masked,'
+      f' {pruned.comparison.pruned_top1:.2%} pruned'
     )
   run, state = _begin_stage(r, run, params, gate_logits, batch_stats)
   return run, model, state

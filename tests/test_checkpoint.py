@@ -178,6 +178,17 @@ def damage(file, how, rng):
   file.write_bytes(content)
 
 
+def test_a_flipped_bit_that_makes_orbax_raise_something_else(saved, tmp_path):
+  """Of the name of a key of its metadata: an AttributeError of orbax."""
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(saved, folder)
+  file = folder / '20/state/array_metadatas/process_0'
+  content = file.read_bytes()
+  assert b'"array_metadata"' in content
+  file.write_bytes(content.replace(b'array_metadata"', b'array_metadate"'))
+  assert step_of(newest(folder)) == 10
+
+
 @pytest.mark.parametrize('how', ['flipped', 'cut', 'gone'])
 def test_a_damaged_checkpoint_never_restores_other_values(
   how, saved, tmp_path, capsys

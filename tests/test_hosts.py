@@ -1,5 +1,6 @@
 """Several processes are one run: real sockets, real signals, real deaths."""
 
+import json
 import shutil
 import signal
 import time
@@ -73,6 +74,9 @@ def test_two_processes_survive_what_befalls_one(alone, tmp_path, capsys):
   hurt = tmp_path / 'hurt'
   interrupt(hurt, 'warmup 1/', signal.SIGTERM, 1)
   interrupt(hurt, 'search 2/', signal.SIGKILL, 1)
+  row = json.loads((hurt / 'status.json').read_text())
+  assert row['state'] == 'stopped'
+  assert 'lost another one' in row['message']
   shutil.copytree(hurt, tmp_path / 'one')
   finish(hurt)
   assert_same(hurt, alone)

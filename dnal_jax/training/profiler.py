@@ -30,34 +30,38 @@ class Profiler(Hook):
   def __init__(self, directory: pathlib.Path, steps: int):
     self._directory, self._steps = directory, steps
     self._stage = ''
-    self._chunks = 0  # of the stage, begun
+    self._chunks: Counter[str] = Counter()  # begun, of each stage
     self._traced = 0  # steps of the trace under way; 0 without one
 
   def begin_stage(self, index: int, stage: Stage, steps_done: int) -> None:
     del index, steps_done
-    self._stage, self._chunks = stage.name, 0
+    self._stage = stage.name
 
   def before_chunk(self, steps: int) -> int:
-    self._chunks += 1
-    if self._chunks == 1:
+    self._chunks[self._stage] += 1
+    if self._chunks[self._stage] == 1:
       return max(1, min(_UNTRACED, steps - self._steps))
-    if self._chunks == 2:
-      self._traced = min(self._steps, steps)
+    if self._chunks[self._stage] == 2:
       jax.profiler.start_trace(str(self._directory / self._stage))
+      self._traced = min(self._steps, steps)
       return self._traced
     return steps
 
   def after_chunk(self, program: Callable[[], str]) -> None:
-    if self._traced:
-      jax.profiler.stop_trace()
+    traced = self._end_trace()
+    if traced:
       directory = self._directory / self._stage
-      print(_table(self._stage, directory, self._traced, program()))
-      self._traced = 0
+      print(_table(self._stage, directory, traced, program()))
 
   def end_stage(self) -> None:
-    if self._traced:  # the chunk has failed
+    self._end_trace()  # if the chunk has failed
+
+  def _end_trace(self) -> int:
+    """Steps of the trace that was under way."""
+    traced, self._traced = self._traced, 0
+    if traced:
       jax.profiler.stop_trace()
-      self._traced = 0
+    return traced
 
 
 def _table(stage: str, directory: pathlib.Path, steps: int, text: str) -> str:

@@ -25,11 +25,9 @@ from dnal_jax.workdir.run_state import RunState
 
 _MAX_REASON = 200  # characters; tensorstore's messages contain its whole spec
 
-# What orbax and tensorstore raise for files that are missing, truncated or
-# altered: JSONDecodeError, UnicodeDecodeError and tensorstore's statuses are
-# ValueErrors, and a key of orbax's metadata may be missing. Where an array
-# cannot be read, orbax raises a bare Exception besides.
-_READ_ERRORS = (OSError, ValueError, KeyError)
+# What reading may raise although the files are not damaged: another process was
+# lost, or the memory is full.
+_NO_DAMAGE = (jax.errors.JaxRuntimeError, MemoryError)
 
 # Names of leaves on disk are those of the first version, whose train state had
 # its gate logits in the field `logits`.
@@ -207,15 +205,15 @@ class Checkpoints:
     return run_state, jax.tree.unflatten(jax.tree.structure(shapes), values)
 
   def _restore(self, number: int, item: str, args: Any) -> Any:
-    """An item of a checkpoint. Only orbax runs here, so what it raises for a
-    damaged file is not confused with a mistake in this package."""
+    """An item of a checkpoint. Only orbax runs here, and a flipped bit makes it
+    raise almost anything; mistakes in this package are raised elsewhere."""
     try:
       return self._manager.restore(
         number, args=ocp.args.Composite(**{item: args})
       )[item]
+    except _NO_DAMAGE:
+      raise
     except Exception as error:
-      if not isinstance(error, _READ_ERRORS) and type(error) is not Exception:
-        raise
       reason = f'{type(error).__name__}: {error}'.splitlines()[0]
       reason = textwrap.shorten(reason, _MAX_REASON, placeholder=' ...')
       raise Damaged(reason) from error

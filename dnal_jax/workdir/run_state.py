@@ -187,7 +187,6 @@ class RunState:
   def prune(
     self,
     keep: Mapping[str, tuple[int, ...]],
-    *,
     masked_top1: float,
     pruned_top1: float,
     max_abs_diff: float,
