@@ -54,7 +54,7 @@ class Contender(NamedTuple):
 
   net: Any
   stage: Stage
-  keep: nn.Keep = nn.NO_KEEP  # masked: the open channels of each gate
+  keep: nn.Keep = nn.KEEP_ALL  # masked: the open channels of each gate
 
 
 def masked(net: Any, keep: nn.Keep) -> Contender:

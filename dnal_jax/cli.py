@@ -61,10 +61,10 @@ def run(
   of which the first is the command's name.
 
   Raises:
-    SystemExit: in any case, with code 0; USER_ERROR after a UserError, of which
-      the message alone is printed; errors.AGAIN after Stopped; INTERRUPTED
-      after KeyboardInterrupt; or 1 after any other exception, with its
-      traceback.
+    SystemExit: in any case, with code 0; USER_ERROR after a UserError or an
+      OSError, of which the message alone is printed; errors.AGAIN after
+      Stopped; INTERRUPTED after KeyboardInterrupt; or 1 after any other
+      exception, with its traceback.
   """
   try:
     if '--help' in sys.argv[1:]:

@@ -81,10 +81,10 @@ class RunConfig:
     assert self.data.classes is not None
     return self.data.classes
 
-  def point(self, index: int) -> str | None:
+  def top1_key(self, index: int) -> str | None:
     """The key of `top1` in the result that stage number `index` sets: 'gated'
     if it searches, 'warmup' if it comes before the first that does."""
-    searches = [stage.delta_end is not None for stage in self.stages]
+    searches = [stage.searches for stage in self.stages]
     if searches[index]:
       return 'gated'
     before_search = any(searches[index:]) and not any(searches[:index])
@@ -177,11 +177,11 @@ def _check_groups(stage: stages.Stage, paths: Iterable[str]) -> None:
   trains_gates = any(path.startswith('gates/') for path in trained)
   if not trained:
     raise errors.UserError('train is empty; name at least one group')
-  if trains_gates and stage.delta_end is None:
+  if trains_gates and not stage.searches:
     raise errors.UserError(
       'train has gates, which are open without delta_end: set delta_end'
     )
-  if stage.delta_end is not None and not trains_gates:
+  if stage.searches and not trains_gates:
     raise errors.UserError(
       "delta_end is set, but no group matches 'gates/.*': add one"
     )

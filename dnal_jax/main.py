@@ -2,9 +2,10 @@
 
 python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
 
-Exit codes: 0 finished; 2 a mistake of the user; 75 stopped before the end by a
-signal, a save that does not end, or the loss of another process, and the same
-command goes on.
+Exit codes: 0 finished; 2 an error that the user can fix; 75 stopped before the
+end by a signal, a save that hangs, or the loss of another process: the same
+command resumes; 130 interrupted before the run began; 1 any other error, with a
+traceback.
 """
 
 from collections.abc import Sequence

@@ -241,7 +241,7 @@ def _end_epoch(
 ) -> RunState:
   """Evaluates on the validation split, and hands the metrics to the hooks."""
   started = time.perf_counter()
-  searches, epoch = stage.delta_end is not None, run.cursor.epoch + 1
+  searches, epoch = stage.searches, run.cursor.epoch + 1
   gates, counts = compiled.gates(state.gate_logits, run.cursor.epoch)
   validation = r.evaluator(model.net, state.variables(gates), 'validation')
   row = metrics.epoch_row(
@@ -257,7 +257,7 @@ def _end_epoch(
   run = run.end_epoch(
     row['loss'],
     run.sums['seconds'] + time.perf_counter() - started,
-    r.config.point(run.cursor.stage),
+    r.config.top1_key(run.cursor.stage),
     validation['top1'],
   )
   hooks.end_epoch(row, channel_gates.by_path(gates) if searches else {})

@@ -45,7 +45,7 @@ MINE = """
   class Tiny(linen.Module):
     classes: int
     width: float = 1.0
-    keep: nn.Keep = nn.NO_KEEP
+    keep: nn.Keep = nn.KEEP_ALL
 
     min_image = 2
 
@@ -152,7 +152,7 @@ def test_networks_of_the_zoo_would_be_accepted(name):
 
 
 class Block(linen.Module):
-  keep: nn.Keep = nn.NO_KEEP
+  keep: nn.Keep = nn.KEEP_ALL
 
   @linen.compact
   def __call__(self, m):
@@ -166,7 +166,7 @@ class Faulty(linen.Module):
 
   classes: int
   width: float = 1.0
-  keep: nn.Keep = nn.NO_KEEP
+  keep: nn.Keep = nn.KEEP_ALL
   fault: str | list | None = None
 
   min_image = 1
@@ -177,7 +177,7 @@ class Faulty(linen.Module):
     if self.fault == 'no gate':
       m = nn.ConvBn(nn.ungated(8), 3, name='conv')(m)
     else:
-      keep = nn.NO_KEEP if self.fault == 'keep' else self.keep
+      keep = nn.KEEP_ALL if self.fault == 'keep' else self.keep
       m = Block(keep, name='block')(m)
     if self.fault == 'unused gate':
       m = nn.ConvBn(nn.gated(self, 'unused', 8), 3, name='conv')(m)
@@ -194,12 +194,12 @@ def faulty(fault):
 class WithoutMinImage(linen.Module):
   classes: int
   width: float = 1.0
-  keep: nn.Keep = nn.NO_KEEP
+  keep: nn.Keep = nn.KEEP_ALL
 
 
 class WithoutWidth(linen.Module):
   classes: int
-  keep: nn.Keep = nn.NO_KEEP
+  keep: nn.Keep = nn.KEEP_ALL
 
 
 @pytest.mark.usefixtures('registered')

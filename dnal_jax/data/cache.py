@@ -38,4 +38,7 @@ def write(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     np.savez(part, allow_pickle=False, **arrays)
     part.replace(file)
   except OSError as error:
-    print(f"no cache in '{file.parent}' ({error.strerror}): reading again next")
+    print(
+      f"no cache in '{file.parent}' ({error.strerror}); the next start reads"
+      ' the data again'
+    )

@@ -65,7 +65,7 @@ class MobileNetV2(linen.Module):
   stem_channels: int = 32
   last_channels: int = 1280
   width: float = 1.0  # multiplies every width but `classes`
-  keep: nn.Keep = nn.NO_KEEP
+  keep: nn.Keep = nn.KEEP_ALL
 
   @property
   def min_image(self) -> int:

@@ -63,7 +63,7 @@ class Proxyless(linen.Module):
   # Rows of (channels, blocks, stride of the first block).
   stages: tuple[tuple[int, int, int], ...]
   width: float = 1.0  # multiplies every width but `classes`
-  keep: nn.Keep = nn.NO_KEEP
+  keep: nn.Keep = nn.KEEP_ALL
 
   @property
   def min_image(self) -> int:

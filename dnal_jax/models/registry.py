@@ -51,7 +51,7 @@ def register(name: str, variant: Variant) -> None:
 
 def _fault(variant: Variant) -> str | None:
   """What prevents the network from being used, and the fix; None if nothing."""
-  fields = {'classes': variant.classes, 'width': 1.0, 'keep': nn.NO_KEEP}
+  fields = {'classes': variant.classes, 'width': 1.0, 'keep': nn.KEEP_ALL}
   try:
     net = variant.build(**fields)
   except TypeError as error:

@@ -73,7 +73,7 @@ class ResNet(linen.Module):
   stem_layer: tuple[int, int, int]  # channels, kernel, stride
   stem_pool: bool  # 3x3 max-pool of stride 2 after the stem
   width: float = 1.0  # multiplies every width but `classes`
-  keep: nn.Keep = nn.NO_KEEP
+  keep: nn.Keep = nn.KEEP_ALL
 
   @property
   def min_image(self) -> int:

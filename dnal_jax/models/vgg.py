@@ -18,7 +18,7 @@ class Vgg(linen.Module):
   stages: tuple[tuple[int, ...], ...]  # channels of each convolution
   hidden: tuple[int, ...]  # widths of the head's hidden layers
   width: float = 1.0  # multiplies every width but `classes`
-  keep: nn.Keep = nn.NO_KEEP
+  keep: nn.Keep = nn.KEEP_ALL
 
   @property
   def min_image(self) -> int:

@@ -2,7 +2,7 @@
 
 from dnal_jax.nn.activations import relu, relu_of_sum
 from dnal_jax.nn.features import (
-  NO_KEEP,
+  KEEP_ALL,
   Features,
   Ids,
   Keep,
@@ -23,7 +23,7 @@ from dnal_jax.nn.features import (
 from dnal_jax.nn.layers import ConvBn, Dense, Gate, Head
 
 __all__ = [
-  'NO_KEEP',
+  'KEEP_ALL',
   'ConvBn',
   'Dense',
   'Features',

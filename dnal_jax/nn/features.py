@@ -27,7 +27,7 @@ Ids = tuple[int, ...]
 # all of its channels.
 Keep = Mapping[str, Ids]
 
-NO_KEEP: Keep = FrozenDict()  # the full network
+KEEP_ALL: Keep = FrozenDict()  # the full network
 
 MAX_FLAT = 2**22  # channels of a flattened map; each of them gets an id
 

@@ -35,8 +35,8 @@ class ConvBn(linen.Module):
   Where several layers have the width of one gate, as the convolution before a
   depthwise convolution, pass the gate to the last of them only.
 
-  A layer without outputs has no variables. A layer without inputs is what is
-  left of it exactly: BatchNorm of zeros (plus the bias), which is constant.
+  A layer without outputs has no variables. Without inputs, the convolution is 0
+  and the output is a constant: gate * BatchNorm(bias).
 
   Raises:
     ValueError: `gate` is not the gate of `width`.

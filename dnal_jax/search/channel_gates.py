@@ -86,15 +86,13 @@ def by_path(gates: Tree) -> dict[str, jax.Array]:
   }
 
 
-def kept_channels(
-  hard_gates: Tree, present: nn.Keep, known: nn.Keep
-) -> nn.Keep:
-  """The ids of the channels that hard gates keep, for every gate in `known`.
+def kept_channels(gates: Tree, present: nn.Keep, known: nn.Keep) -> nn.Keep:
+  """The ids of the channels that gates of 0 and 1 keep, for all of `known`.
 
   `present` are the channels of each gate of the network as it is now. A gate of
   `known` that is not present was pruned earlier and keeps none.
   """
-  values = by_path(jax.device_get(hard_gates))
+  values = by_path(jax.device_get(gates))
   return {
     path: tuple(present[path][i] for i in np.flatnonzero(values[path]))
     if path in present

@@ -1,7 +1,9 @@
 """What a run calls as it goes on: progress bar, status file, metrics, profiler.
 
-`train.py` has a list of hooks and calls each at the same places. A hook only
-observes; the one thing that it may change is how many steps the next chunk has.
+`train.py` has a list of hooks (`_hooks`) and calls each at the same places, in
+every process; those that write files are in the list of the primary process
+only. A hook only observes; the one thing that it may change is how many steps
+the next chunk has.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,8 +19,8 @@ class Hook:
     """Stage `index` of the run begins, or continues after some of its steps."""
 
   def before_chunk(self, steps: int) -> int:
-    """The next `steps` steps are about to run; returns how many of them to
-    run first, at least 1."""
+    """The next `steps` steps are about to run; returns how many of them to run
+    first, at least 1 and the same number in all processes."""
     return steps
 
   def on_steps(self, steps_done: int, metrics: Mapping[str, Any]) -> None:

@@ -24,13 +24,13 @@ Metrics = dict[str, Any]  # of a step (`step.train_step`), as numpy
 
 
 class CompiledStage:
-  """A stage whose steps and gates are each compiled once.
+  """The jitted functions of a stage, each compiled once: its steps, its gates.
 
-  Where the data lies on the device, several steps are one call of the device,
-  a loop. Its length is an argument, so other lengths need no other program, and
-  how steps are grouped into calls does not change a digit. Arguments, too, are
-  the stage's `StepHyperparams` and where in the run it begins: with other
-  values it is the same program, which JAX's persistent cache has.
+  If the data is on the device, one call runs a loop over several steps. The
+  length of the loop is an argument, so that other lengths need no other
+  program, and how steps are grouped into calls does not change a digit. The
+  stage's `StepHyperparams` and its first step in the run are arguments, too:
+  other values are the same program, which JAX's persistent cache has.
   """
 
   def __init__(
@@ -43,9 +43,6 @@ class CompiledStage:
     first_step: int,  # of the stage, in the run
     grad_accum_steps: int = 1,  # parts of a batch, one after the other
   ):
-    """Every batch is a function of the seed and the run's step alone, so the
-    train state is all that a checkpoint must hold."""
-
     def train(state, inputs, arguments):
       first_step, hyperparams = arguments
       batch = source.train_batch(inputs, first_step + state.step)
@@ -84,8 +81,8 @@ class CompiledStage:
   def run_steps(
     self, state: TrainState, inputs: Any, steps: int, epoch: int
   ) -> tuple[TrainState, Any]:
-    """Starts one call of the device: the state after `steps` steps in an epoch,
-    and their metrics, both still being computed. Donates `state`."""
+    """Starts one call: the state after `steps` steps in an epoch, and their
+    metrics, both still being computed. Donates `state`."""
     if self._argument_shapes is None:
       self._argument_shapes = jax.eval_shape(lambda *a: a, state, inputs)
     return self._steps(state, inputs, steps, self._arguments(epoch))
@@ -103,10 +100,10 @@ class CompiledStage:
 
 
 class CallSizer:
-  """How many steps the next call of the device should have.
+  """How many steps the next call should have.
 
-  So many that a call takes about a quarter of a second: long against the time
-  that Python needs to start it, short for somebody who waits for a stop.
+  So many that a call takes about a quarter of a second: long compared with the
+  time that Python needs to start it, short for somebody who waits for a stop.
   """
 
   SECONDS = 0.25

@@ -27,11 +27,11 @@ def epoch_row(
 ) -> Row:
   """The row of metrics.jsonl for an epoch of `steps` steps and `images` images.
 
-  `sums` are over the steps of the epoch (`RunState.sums`), `validation` is what
+  `sums` are `RunState.sums` at the end of the epoch, `validation` is what
   `Evaluator` returns, `counts` is [3] int32 of `channel_gates.count_by_state`
   after the epoch, None where the stage does not search. In the row, losses are
   means per image in nats, top1 and top5 shares of 1; 'gate_sum' is the sum over
-  all gates of sigmoid(s).
+  all gates of sigmoid(s) at the last step.
   """
   return {
     'stage': stage.name,

@@ -1,4 +1,4 @@
-"""From searched gates to a smaller network that is proved to be equivalent.
+"""From searched gates to a smaller network that is checked to be equivalent.
 
 The network is pruned, run beside the masked one (full size, closed gates at 0)
 on the validation split, and handed over only if the two agree to rounding.
@@ -84,7 +84,7 @@ class Pruned(NamedTuple):
 def next_cut(stages: tuple[Stage, ...], here: int) -> Cut | None:
   """The next pruning by the last search among the stages up to number `here`;
   None if there is none."""
-  searches = [s for s in stages[: here + 1] if s.delta_end is not None]
+  searches = [s for s in stages[: here + 1] if s.searches]
   for ahead, stage in enumerate(stages[here + 1 :], 1):
     if stage.gate_threshold is not None and searches:
       multiple = stage.channel_multiple
@@ -172,5 +172,6 @@ def _decide(model: PrunableModel, gate_logits: Any, cut: Cut) -> _Decision:
   gates = jax.jit(hard)(gate_logits)
   keep = channel_gates.kept_channels(gates, model.graph.gates, model.full_gates)
   small = model.with_channels(keep)
+  # Those that the search has closed: a vanished branch has others besides.
   closed = [gate for gate in small.graph.cut_off_by if not keep[gate]]
   return _Decision(gates, keep, closed, small)

@@ -47,7 +47,7 @@ class Stage:
 
   def __post_init__(self):
     limits.check(self)
-    prunes_only = self.gate_threshold is not None and self.delta_end is None
+    prunes_only = self.gate_threshold is not None and not self.searches
     least = 0 if prunes_only else 1
     if self.epochs < least:
       raise ValueError(
@@ -62,6 +62,11 @@ class Stage:
           f' is 0 from epoch {end:g} on; set its lr.horizon to'
           f' {self.epochs + group.lr.start:g} or more'
         )
+
+  @property
+  def searches(self) -> bool:
+    """Whether gates are soft, so that they can be trained."""
+    return self.delta_end is not None
 
   def hyperparams(self, epoch: int) -> StepHyperparams:
     """The hyperparameters of an epoch, counted from 0."""
@@ -93,6 +98,4 @@ def validate(stages: tuple[Stage, ...]) -> None:
         f"stage '{stage.name}' prunes, but no stage before it searches: put a"
         ' stage with delta_end before it, or drop its gate_threshold'
       )
-    searched = stage.delta_end is not None or (
-      searched and stage.gate_threshold is None
-    )
+    searched = stage.searches or (searched and stage.gate_threshold is None)

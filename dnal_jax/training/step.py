@@ -68,7 +68,7 @@ def train_step(
     grads, (batch_stats, metrics) = gradients(batch)
   else:
     grads, batch_stats, metrics = _in_parts(gradients, batch, grad_accum_steps)
-  # A NaN or infinity anywhere makes the sum one, too.
+  # The sum is not finite if any of its terms is not.
   total = metrics['loss'] + sum(g.sum() for g in grads.values())
   metrics['finite'] = jnp.isfinite(total)
   updates, opt_state = tx.update(grads, state.opt_state, trained)
@@ -132,7 +132,7 @@ def _loss(
     'correct': (logits.argmax(-1) == batch.label).sum(),
     'gate_sum': gate_sum,
   }
-  if stage.delta_end is not None:
+  if stage.searches:
     metrics['gates'] = channel_gates.count_by_state(gates)
   total = losses.mean() + hyperparams.penalty * gate_sum
   return total, (updated['batch_stats'], metrics)

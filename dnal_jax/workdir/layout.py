@@ -2,15 +2,18 @@
 
   config.json        the resolved config, versions, git hash
   architecture.json  gate path -> ids of the channels that the search kept
-  model/             weights of the final network; with architecture.json all
+  model/             weights after the last epoch; with architecture.json all
                      that `load` needs
-  checkpoints/       what an interrupted run goes on from (`checkpoint.py`)
+  checkpoints/       what an interrupted run resumes from (`checkpoint.py`)
+  damaged/           checkpoints that could not be read
   metrics.jsonl      a row for each epoch (`metrics_file.py`)
+  tensorboard/       the same as events (`tensorboard.py`)
+  profile/           traces, with config.profile
   result.json        the figures of a finished run (`result_file.py`)
   status.json        how far the run is (`status_file.py`)
   lock.json          the process that writes to the folder (`lock.py`)
 
-Reading these files never executes code: JSON and safetensors only.
+`load` reads JSON and safetensors only, which never executes code.
 """
 
 from collections.abc import Mapping

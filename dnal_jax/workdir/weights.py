@@ -24,7 +24,7 @@ _FIX = "; bring it back from a copy of the run's folder"
 
 
 def write(workdir: pathlib.Path, variables: surgery.Variables) -> None:
-  """Writes the arrays that `apply` needs: parameters and running averages."""
+  """Writes the arrays that `apply` needs: params, batch_stats, gates."""
   path = workdir / FILE
   path.parent.mkdir(parents=True, exist_ok=True)
   flat = trees.flatten(variables)

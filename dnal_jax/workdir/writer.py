@@ -103,8 +103,9 @@ class _NullWriter:
 
 
 class _PrimaryWriter(Hook):
-  """Of the process that writes. As a hook, it passes epochs on to its files
-  once it has checked that the folder is its own."""
+  """The writer of the primary process. As a hook, it hands the end of an epoch,
+  and nothing else, to the files that have a row or events for it, after it has
+  checked that the folder is still its own."""
 
   def __init__(
     self, config: RunConfig, workdir: pathlib.Path, status: StatusFile
