@@ -14,8 +14,7 @@ import pytest
 from untrusted import UP, VALID, make, refused
 
 import dnal_jax
-from dnal_jax import errors, models
-from dnal_jax.models import limits
+from dnal_jax import errors, limits, models
 from dnal_jax.workdir import architecture, json_files, weights
 
 IDS = [0, 5]
