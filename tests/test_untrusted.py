@@ -109,8 +109,8 @@ GATE = "gate 'gate1_1' is {}; it must list integers, each once, ascending"
     (put('image_shape.2', True), 'image_shape[2] is True; it must be an int'),
     (put('image_shape.2', 65), 'image_shape[2] is 65'),
     (put('image_shape', [7, 8, 1]), 'too small'),
-    (huge('vgg7_digits'), 'too large to be flattened: 4,194,304 numbers'),
-    (huge('vgg16'), "with layer 'head/fc1' the network has 138,380,"),
+    (huge('vgg7_digits'), 'the result may have 4,194,304 channels at most'),
+    (huge('vgg16'), "up to layer 'head/fc1' the network has 138,380,"),
     (drop('gates.gate2_1'), "the file has no gate 'gate2_1'"),
     (put('gates.' + UP.replace('.', ''), IDS), 'the network has no gate'),
     (put('gates.' + 'x' * 10**6, IDS), "the network has no gate 'xxx"),
@@ -138,7 +138,7 @@ def test_architecture_with_invalid_values(mutate, message, workdir):
   error = refused(workdir)
   assert message in error
   assert "architecture.json': " in error
-  fixes = ('restore', 'use the release', 'is known after', 'smaller')
+  fixes = ('restore', 'use the release', 'models.register', 'smaller')
   assert any(fix in error for fix in fixes)
 
 
@@ -221,7 +221,7 @@ def test_the_largest_network_stays_within_the_limits_of_a_file(tmp_path):
   )
   size = json_files.file_size(tmp_path / 'architecture.json')
   assert size < json_files.MAX_BYTES
-  with pytest.raises(errors.UserError, match='name; make it 100'):
+  with pytest.raises(errors.UserError, match='too long a name; 100 characters'):
     models.register('x' * 101, variant)
 
 
