@@ -36,7 +36,7 @@ def crash_test(tries, *kinds):
   return rows
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_with_a_damaged_checkpoint_ends_the_same():
   """One run is killed two times, and a bit of a checkpoint is flipped."""
   assert crash_test(1, 'flip')['flip']['hits'] >= 1

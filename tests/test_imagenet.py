@@ -128,36 +128,37 @@ def kill_at_checkpoint(imagenet, name, workdir, number, *flags):
   process.wait()
 
 
-def check_mobilenet_v2(imagenet, tmp_path, kills):
+def check_mobilenet_v2(imagenet, tmp_path, kills, network='mobilenet_v2'):
   """A run that is killed at these checkpoints leaves the files of one that is
   not. A checkpoint's number is that of the steps done plus the stages entered;
   there are four steps an epoch, and a checkpoint every two.
   """
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  printed = run(imagenet, 'mbv2_imagenet', whole)
+  flag = f'--config.network.name={network}'
+  printed = run(imagenet, 'mbv2_imagenet', whole, flag)
   assert 'pruned to' in printed
   tables = (imagenet / 'cache' / 'dnal_jax').glob('imagenet2012-*-records.npz')
   assert len(list(tables)) == 2  # where the records of each split lie
   got = result(whole)
   assert set(got) == KEYS
-  assert (got['network'], got['dataset']) == ('mobilenet_v2', 'imagenet2012')
+  assert (got['network'], got['dataset']) == (network, 'imagenet2012')
   assert [s['steps'] for s in got['stages']] == [4, 8, 4]
   assert got['learned']['macs'] < got['baseline']['macs']
   assert got['top1']['pruned'] == got['top1']['compact']
   assert got['test_top5'] is not None
   for number in kills:
-    kill_at_checkpoint(imagenet, 'mbv2_imagenet', killed, number)
+    kill_at_checkpoint(imagenet, 'mbv2_imagenet', killed, number, flag)
     assert not (killed / 'result.json').exists()
-  assert 'going on with' in run(imagenet, 'mbv2_imagenet', killed)
+  assert 'going on with' in run(imagenet, 'mbv2_imagenet', killed, flag)
   assert_same(killed, whole)
   net, _ = dnal_jax.load(killed)
   assert exact.count(net, (32, 32, 3)).macs == got['learned']['macs']
 
 
 @pytest.mark.slow
-def test_mobilenet_v2_through_all_stages_killed_and_resumed(imagenet, tmp_path):
+def test_three_blocks_through_all_stages_killed_and_resumed(imagenet, tmp_path):
   """Killed in the middle of the search's second epoch."""
-  check_mobilenet_v2(imagenet, tmp_path, [11])
+  check_mobilenet_v2(imagenet, tmp_path, [11], 'mobilenet_v2_digits')
 
 
 @pytest.mark.long
@@ -240,7 +241,7 @@ def check_proxyless(imagenet, workdir):
   return printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_proxyless(imagenet, tmp_path):
   check_proxyless(imagenet, tmp_path / 'run')
 

@@ -98,7 +98,7 @@ def test_slurm_process_takes_all_gpus_of_its_node(slurm):
   assert done.stdout.splitlines() == ['0,1,2,3 16'] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_two_tasks_train_to_the_end(slurm, tmp_path):
   """Signalled once, as before the time limit; Slurm then restarts the job."""
   slurm.env.update(PYTHON=TRAINER, SLURM_JOB_ID=job_of_a_free_port())

@@ -221,7 +221,7 @@ def test_delete_that_never_works_is_reported(tpu):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_train_to_the_end(tpu, tmp_path):
   """One run of two processes, from the commit that was sent to the workers. It
   resumes on the same machine after one process got SIGTERM."""

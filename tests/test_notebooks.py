@@ -138,10 +138,11 @@ def test_addresses(path):
   assert set(re.findall(r'https://github\.com/[^\s)#]+', source)) == {address}
 
 
-def check_quickstart(folder, *, short):
+@pytest.mark.long
+def test_quickstart(tmp_path):
   """Figures that are printed are those of the runs' results."""
-  committed, now = execute_like_committed('quickstart', folder, short)
-  got, larger = result(folder, 'quickstart'), result(folder, 'larger')
+  committed, now = execute_like_committed('quickstart', tmp_path, short=False)
+  got, larger = result(tmp_path, 'quickstart'), result(tmp_path, 'larger')
   assert got['learned']['macs'] < got['baseline']['macs']
   assert now['classify'].startswith(f'{got["test_top1"]:.2%} of 360')
   macs = [
@@ -153,19 +154,8 @@ def check_quickstart(folder, *, short):
   ] == macs
   before = re.findall(r'(\S+) +(\d+) -> ', now['load'])
   assert before == re.findall(r'(\S+) +(\d+) -> ', committed['load'])
-  return committed, now
-
-
-@pytest.mark.slow
-def test_quickstart_shortened(tmp_path):
-  check_quickstart(tmp_path, short=True)
-
-
-@pytest.mark.long
-def test_quickstart(tmp_path):
-  committed, now = check_quickstart(tmp_path, short=False)
   assert now['settings'] == committed['settings']
-  assert result(tmp_path, 'quickstart')['test_top1'] > 0.95
+  assert got['test_top1'] > 0.95
 
 
 def check_bring_your_own_network(folder, *, short):

@@ -243,7 +243,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
   assert 'stopped and saved' not in message
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_residual_networks_run_too(tmp_path):
   """And MobileNetV2 does in test_imagenet.py."""
   flags = (*SHORT, '--config.network.name=resnet8_digits')
@@ -329,7 +329,7 @@ def test_profile_traces_each_stage_and_changes_nothing(alone, tmp_path, capsys):
   assert_same(tmp_path / 'traced', alone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_search_rounds_are_a_longer_list(tmp_path):
   """A second search and cut, of what the first has left."""
   config = quickstart.get_config()
