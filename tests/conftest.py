@@ -10,6 +10,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 _CACHE = 'JAX_COMPILATION_CACHE_DIR'
 _FAST_COMPILE = '--xla_backend_optimization_level=0'
 _made = []
@@ -21,6 +23,19 @@ def pytest_configure():
     os.environ[_CACHE] = _made[0]
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
     os.environ.setdefault('XLA_FLAGS', _FAST_COMPILE)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+  """Fails if pytest-xdist ignores groups, whose fixtures would be made twice."""
+  if config.getoption('loadgroup', False):
+    for item in items:
+      grouped = next(item.iter_markers('xdist_group'), None)
+      if grouped and '@' not in item.nodeid:
+        raise pytest.UsageError(
+          f"{item.nodeid}: pytest-xdist ignores its group '{grouped.args[0]}'"
+          f' in pytest {pytest.__version__}; install an earlier one'
+        )
 
 
 def pytest_unconfigure():

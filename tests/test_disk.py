@@ -46,7 +46,7 @@ def check_message(message, folder):
   assert 'the same command goes on' in message
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def alone(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('alone') / 'run'
   in_process.run(workdir, *FLAGS)

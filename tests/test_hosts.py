@@ -55,7 +55,7 @@ def interrupt(workdir, line, number, to):
       assert 'the same command' in last.lower()
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def alone(tmp_path_factory):
   """The folder of a run of two processes that nothing has interrupted."""
   workdir = tmp_path_factory.mktemp('alone') / 'run'

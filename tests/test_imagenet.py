@@ -73,7 +73,7 @@ def prepare(*flags):
 SYNSETS = ('n01751748', 'n09193705', 'n02105855', 'n04263257')
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def imagenet(tmp_path_factory):
   """A directory with imagenet2012, prepared from tars as the README says."""
   root = tmp_path_factory.mktemp('imagenet')

@@ -288,7 +288,7 @@ run('again')
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_process_can_run_again_but_not_twice_at_once(tmp_path):
   done = subprocess.run(
     (sys.executable, '-c', TWICE, tmp_path),

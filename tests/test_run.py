@@ -30,7 +30,7 @@ from dnal_jax.config import parse_config
 from dnal_jax.cost import exact
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def demo(tmp_path_factory):
   """The demo, undisturbed: (folder, what it printed)."""
   workdir = tmp_path_factory.mktemp('demo') / 'run'
@@ -92,7 +92,7 @@ def _leaves(tree):
     yield from _leaves(value) if isinstance(value, dict) else (value,)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def alone(tmp_path_factory):
   """The folder of a run of SHORT that nothing has interrupted."""
   workdir = tmp_path_factory.mktemp('alone') / 'run'

@@ -69,7 +69,7 @@ def test_first_step_needs_no_tensorflow():
   assert set(found) == {'cold', 'warm'}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_steps_are_timed(tmp_path):
   """Without PyTorch, which the tests do not install."""
   file = tmp_path / 'out.json'
