@@ -27,7 +27,7 @@ def pytest_configure():
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-  """Fails if pytest-xdist ignores groups, whose fixtures would be made twice."""
+  """Fails if pytest-xdist ignores groups, which would make fixtures twice."""
   if config.getoption('loadgroup', False):
     for item in items:
       grouped = next(item.iter_markers('xdist_group'), None)
