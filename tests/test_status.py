@@ -39,7 +39,7 @@ def test_running_stopped_killed_and_finished(tmp_path):
   }
   assert value['now'] == value['state'] == 'running'
   assert value['pid'] == run.pid
-  assert value['step'] == value['run_step'] >= 8 * 17
+  assert value['step'] == value['run_step'] > 0  # up to some seconds old
   assert value['steps'] == 17000
   assert value['run_steps'] == 17000 + 170 + 510
   assert value['images_per_second'] > 0
