@@ -64,7 +64,9 @@ def open_resources(
     )
     stack.enter_context(contextlib.closing(source))
     writer = files.enter_context(
-      open_writer(config, config_dict, workdir, source.steps_per_epoch)
+      open_writer(
+        config, config_dict, workdir, source.contents, source.steps_per_epoch
+      )
     )
     checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints'))
     yield Resources(

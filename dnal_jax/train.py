@@ -286,7 +286,10 @@ def _finish(
   final, test = (
     r.evaluator(model.net, variables, split) for split in ('validation', 'test')
   )
-  result = result_file.make_result(r.config, run, model, final=final, test=test)
+  class_names = r.source.contents.class_names
+  result = result_file.make_result(
+    r.config, run, model, class_names, final=final, test=test
+  )
   if not run.keep:
     r.writer.write_architecture(model.full_gates)
   r.writer.write_result(variables, result)

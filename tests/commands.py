@@ -30,7 +30,7 @@ LONG = (
   '--config.stages.warmup.train.weights.lr.horizon=2000.0',
 )
 KEYS = {
-  *('network', 'dataset', 'seed', 'stages', 'rollbacks'),
+  *('network', 'dataset', 'class_names', 'seed', 'stages', 'rollbacks'),
   *('baseline', 'learned', 'gates'),
   *('top1', 'top5', 'best_checkpoint', 'compact_max_abs_diff'),
   *('test_top1', 'test_top5'),

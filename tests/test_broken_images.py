@@ -19,7 +19,7 @@ import pytest
 from configs import mbv2_imagenet
 import dnal_jax
 from dnal_jax import errors
-from dnal_jax.data import crops, records
+from dnal_jax.data import crops, record_files
 
 pytestmark = pytest.mark.xdist_group('streamed')  # one process imports TF
 
@@ -120,10 +120,10 @@ def test_truncated_record_file(tmp_path):
   with tf.io.TFRecordWriter(str(path)) as writer:
     for length in (5, 0, 300):
       writer.write(b'x' * length)
-  offsets = records._offsets(path, path.stat().st_size)
+  offsets = record_files._offsets(path, path.stat().st_size)
   assert list(offsets) == [0, 21, 37]
   with pytest.raises(errors.UserError, match='record, at byte 37, should end'):
-    records._offsets(path, path.stat().st_size - 1)
+    record_files._offsets(path, path.stat().st_size - 1)
 
 
 FLAGS = (
@@ -178,7 +178,7 @@ def test_a_run_on_a_folder_by_one_flag(damaged, tmp_path, capsys):
   extra = damaged / 'train' / 'ant' / '0.jpg'
   shutil.copy(extra, extra.with_name('new.jpg'))
   message = refused('killed', *flags)
-  assert 'had 22 images' in message
-  assert 'now it has 23' in message
+  assert "'train/ant' had 10 images and has 11. Bring it back" in message
+  assert got['class_names'] == list(CLASSES)
   message = refused('other', *flags, '--config.data.classes=9')
   assert f"data.classes is 9, but '{damaged}' has 3 classes" in message

@@ -25,7 +25,9 @@ def test_evaluation_crops_are_pils():
   differs by more than 1 of 255 levels, on average by less than 0.25."""
   tf = crops.import_tensorflow()
   crop = tf.function(
-    lambda data: crops.centre_crop(data, size=224, short_side=256),
+    lambda data: crops.centre_crop(
+      data, size=224, short_side=256, upright=False
+    ),
     input_signature=[tf.TensorSpec((), tf.string)],
   )
   rng = np.random.default_rng(0)
@@ -107,7 +109,12 @@ def test_random_crop_shows_its_window():
     image = photographs()[i % 6].resize((90 + i, 100))
     draws = tf.random.stateless_uniform((crops.DRAWS,), (0, i))
     got = crops.random_crop(
-      encoded(image), draws, size=128, scale=(0.08, 1.0), flip=True
+      encoded(image),
+      draws,
+      size=128,
+      scale=(0.08, 1.0),
+      flip=True,
+      upright=False,
     )
     shape = tf.constant((image.height, image.width))
     top, left, height, width = crops.random_window(

@@ -21,7 +21,8 @@ ROOMS = {
   },
   'tpu': {'config', 'training', 'graph', 'data', 'parallel'},
   'workdir': {
-    *('config', 'training', 'cost', 'models', 'graph', 'nn', 'parallel'),
+    *('config', 'training', 'cost', 'models', 'graph', 'nn', 'data'),
+    'parallel',
   },
   'config': {'training', 'models', 'graph', 'data'},
   'training': {'search', 'models', 'graph', 'nn', 'data', 'parallel'},
@@ -55,18 +56,19 @@ INSIDE = {
   'train': {'train': {'resources'}},
   'tpu': {'aot': {'hlo', 'topologies'}, 'topologies': {'environment'}},
   'workdir': {
-    'architecture': {'json_files'},
+    'architecture': {'checksums', 'json_files'},
     'checkpoint': {'disk_errors', 'run_state'},
+    'data_file': {'json_files'},
     'layout': {'json_files'},
     'lock': {'json_files', 'layout'},
     'metrics_file': {'json_files'},
-    'result_file': {'json_files', 'run_state'},
+    'result_file': {'checksums', 'json_files', 'run_state'},
     'saved_model': {'architecture', 'weights'},
     'status_file': {'json_files', 'lock'},
-    'weights': {'json_files'},
+    'weights': {'checksums', 'json_files'},
     'writer': {
-      *('architecture', 'json_files', 'layout', 'lock', 'metrics_file'),
-      *('status_file', 'tensorboard', 'weights'),
+      *('architecture', 'checksums', 'data_file', 'json_files', 'layout'),
+      *('lock', 'metrics_file', 'status_file', 'tensorboard', 'weights'),
     },
   },
   'training': {
@@ -91,14 +93,21 @@ INSIDE = {
   'graph': {'difference': {'surgery', 'walk'}, 'surgery': {'walk'}},
   'nn': {'layers': {'activations', 'features'}},
   'data': {
-    'memory': {'cache', 'splits', 'tfds_sets'},
-    'records': {'cache', 'crops', 'splits', 'tfds_sets'},
-    'pipeline': {'crops', 'records'},
-    'resident': {'batches', 'memory'},
-    'sources': {
-      *('batches', 'memory', 'records', 'resident', 'splits', 'streamed'),
+    'crops': {'exif'},
+    'folder': {'contents'},
+    'memory': {'cache', 'contents', 'record_files', 'splits', 'tfds_sets'},
+    'record_files': {'cache', 'contents', 'crops', 'tfds_sets'},
+    'records': {
+      *('contents', 'crops', 'folder', 'record_files', 'splits', 'tfds_sets'),
     },
-    'streamed': {'batches', 'pipeline', 'records', 'splits'},
+    'pipeline': {'crops', 'records'},
+    'resident': {'batches', 'contents', 'memory'},
+    'sources': {
+      *('batches', 'contents', 'folder', 'memory', 'resident', 'splits'),
+      'streamed',
+    },
+    'splits': {'folder'},
+    'streamed': {'batches', 'contents', 'pipeline', 'records', 'splits'},
     'tfds_sets': {'crops'},
   },
   'ops': {

@@ -217,7 +217,7 @@ def test_the_largest_network_stays_within_the_limits_of_a_file(tmp_path):
   widest = limits.WIDTH
   gates = {f'gate{i}': range(60_704 * 8 // 255) for i in range(255)}
   architecture.write(
-    tmp_path, 'proxyless', widest, variant.classes, (224, 224, 3), gates
+    tmp_path, 'proxyless', widest, ['x'] * variant.classes, (224, 224, 3), gates
   )
   size = json_files.file_size(tmp_path / 'architecture.json')
   assert size < json_files.MAX_BYTES

@@ -4,13 +4,18 @@ H height, W width, in pixels; crops are [size, size, 3] uint8 RGB. Of a JPEG
 only the window of the crop is decoded, of other formats the whole image. Gray
 becomes three equal channels, CMYK is converted, an alpha channel is dropped;
 small images are enlarged. The crops are those of torchvision, with which the
-published networks were trained.
+published networks were trained. With `upright`, a JPEG is first turned as its
+Exif metadata says.
 """
 
 import functools
 import math
 import os
 from typing import Any
+
+import numpy as np
+
+from dnal_jax.data import exif
 
 _TRIES = 10
 _ASPECT = (3 / 4, 4 / 3)
@@ -21,7 +26,8 @@ DRAWS = 4 * _TRIES + 1  # uniform numbers that a random crop and flip use
 def import_tensorflow() -> Any:
   """Imports TensorFlow without its log output and hides accelerators from it:
   they belong to JAX."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':  # as jax sets it
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'  # warnings repeat what is raised
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # logs two lines
   import tensorflow as tf
 
@@ -37,6 +43,7 @@ def random_crop(
   size: int,
   scale: tuple[float, ...],
   flip: bool,
+  upright: bool,
 ):  # [size, size, 3] uint8
   """A crop of random area and aspect, bilinearly resized, flipped at random.
 
@@ -45,7 +52,7 @@ def random_crop(
   """
   tf = import_tensorflow()
   window = functools.partial(random_window, draws=draws[1:], scale=scale)
-  pixels, _, _ = _decode(encoded, window)
+  pixels, _, _ = _decode(encoded, window, upright)
   image = _to_uint8(tf.image.resize(pixels, (size, size)), size)
   if flip:
     flipped = draws[0] < 0.5
@@ -88,6 +95,7 @@ def centre_crop(
   *,
   size: int,
   short_side: int,
+  upright: bool,
 ):  # [size, size, 3] uint8
   """The centre of the image resized to `short_side`, bilinear, antialiased.
 
@@ -111,7 +119,7 @@ def centre_crop(
     last = tf.minimum(last, tf.cast(shape, tf.float32))
     return tf.cast(tf.concat([first, last - first], 0), tf.int32)
 
-  pixels, shape, box = _decode(encoded, window)
+  pixels, shape, box = _decode(encoded, window, upright)
   factor, corner = place(shape)
   image = tf.raw_ops.ScaleAndTranslate(
     images=tf.cast(pixels, tf.float32)[None],
@@ -124,18 +132,23 @@ def centre_crop(
   return _to_uint8(image[0], size)
 
 
-def _decode(encoded, window):
+def _decode(encoded, window, upright):
   """([h, w, 3] uint8 pixels of a box, [2] int32 shape of the image, [4] int32
   box); `window` chooses the box for the shape."""
   tf = import_tensorflow()
 
   def jpeg():
-    shape = tf.io.extract_jpeg_shape(encoded)[:2]
+    stored = tf.io.extract_jpeg_shape(encoded)[:2]
+    turn = _Turn(encoded) if upright else None
+    shape = turn.shape(stored) if turn else stored
     box = window(shape)
     pixels = tf.image.decode_and_crop_jpeg(
-      encoded, box, channels=3, dct_method='INTEGER_ACCURATE'
+      encoded,
+      turn.stored_box(box, shape) if turn else box,
+      channels=3,
+      dct_method='INTEGER_ACCURATE',
     )
-    return pixels, shape, box
+    return turn.pixels(pixels) if turn else pixels, shape, box
 
   def other():
     pixels = tf.io.decode_image(encoded, 3, expand_animations=False)
@@ -147,6 +160,62 @@ def _decode(encoded, window):
   pixels, shape, box = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
   pixels.set_shape((None, None, 3))
   return pixels, shape, box
+
+
+class _Turn:
+  """How a JPEG is turned from its stored to its upright orientation: it is
+  transposed, then flipped."""
+
+  def __init__(self, encoded):
+    tf = import_tensorflow()
+    head = tf.strings.substr(encoded, 0, exif.HEAD)
+    value = tf.numpy_function(_orientation, [head], tf.int32)
+    self._transposed, self._vertically, self._horizontally = (
+      tf.reduce_any(tf.equal(value, values))
+      for values in (
+        exif.TRANSPOSED,
+        exif.FLIPPED_VERTICALLY,
+        exif.FLIPPED_HORIZONTALLY,
+      )
+    )
+
+  def shape(self, stored):
+    """[2] int32 of the upright image."""
+    tf = import_tensorflow()
+    return tf.where(self._transposed, tf.reverse(stored, [0]), stored)
+
+  def stored_box(self, box, shape):
+    """The box of the stored image that becomes `box` of the upright one, which
+    has that shape."""
+    tf = import_tensorflow()
+    top, left, height, width = tf.unstack(box)
+    top = tf.where(self._vertically, shape[0] - top - height, top)
+    left = tf.where(self._horizontally, shape[1] - left - width, left)
+    return tf.where(
+      self._transposed,
+      tf.stack([left, top, width, height]),
+      tf.stack([top, left, height, width]),
+    )
+
+  def pixels(self, stored):
+    """[h, w, 3], upright."""
+    tf = import_tensorflow()
+    turned = tf.cond(
+      self._transposed,
+      lambda: tf.transpose(stored, (1, 0, 2)),
+      lambda: stored,
+    )
+    turned = tf.cond(
+      self._vertically, lambda: tf.reverse(turned, [0]), lambda: turned
+    )
+    return tf.cond(
+      self._horizontally, lambda: tf.reverse(turned, [1]), lambda: turned
+    )
+
+
+def _orientation(head):
+  # Eagerly it is an array of bytes, in a graph it is bytes.
+  return np.int32(exif.orientation(np.asarray(head, object).item()))
 
 
 def _to_uint8(image, size: int):

@@ -4,18 +4,24 @@ N images, H height, W width, C channels. What tensorflow-datasets has read is
 cached as one .npz file, so that the next start does not import TensorFlow.
 """
 
+from collections.abc import Mapping
 import pathlib
 from typing import Any, NamedTuple
+import zlib
 
 import numpy as np
 
 from dnal_jax import errors
-from dnal_jax.data import Data, cache, splits, tfds_sets
+from dnal_jax.data import Data, cache, record_files, splits, tfds_sets
+from dnal_jax.data.contents import Contents, Part
 
 # Names of tensorflow-datasets: small images, with the features image, label.
 _TFDS = ('cifar10', 'cifar100', 'fashion_mnist', 'mnist')
 NAMES = ('digits', *_TFDS)
-_ARRAYS = {'train_images', 'train_labels', 'test_images', 'test_labels'}
+_ARRAYS = {
+  *('train_images', 'train_labels', 'test_images', 'test_labels'),
+  'class_names',
+}
 
 
 class Split(NamedTuple):
@@ -31,6 +37,7 @@ class Splits(NamedTuple):
   train: Split
   validation: Split
   test: Split
+  contents: Contents  # with digests of the pixels and labels
 
 
 def load(data: Data) -> Splits:
@@ -42,7 +49,11 @@ def load(data: Data) -> Splits:
   """
   raw = _digits() if data.name == 'digits' else _tfds(data)
   train, test = (
-    Split(_fit(images, data), labels.astype(np.int32)) for images, labels in raw
+    Split(
+      _fit(raw[f'{split}_images'], data),
+      raw[f'{split}_labels'].astype(np.int32),
+    )
+    for split in ('train', 'test')
   )
   found = int(max(train.labels.max(), test.labels.max())) + 1
   splits.check_classes(found, data)
@@ -51,10 +62,21 @@ def load(data: Data) -> Splits:
     Split(train.images[chosen], train.labels[chosen]),
     Split(train.images[held_out], train.labels[held_out]),
     test,
+    _contents(raw),
   )
 
 
-def _digits() -> list[tuple[np.ndarray, np.ndarray]]:
+def _contents(raw: Mapping[str, np.ndarray]) -> Contents:
+  parts = {}
+  for split in ('train', 'test'):
+    images, labels = raw[f'{split}_images'], raw[f'{split}_labels']
+    checksum = zlib.crc32(images.tobytes())
+    checksum = zlib.crc32(labels.astype(np.int64).tobytes(), checksum)
+    parts[split] = Part(len(labels), f'{checksum:08x}')
+  return Contents(tuple(map(str, raw['class_names'])), parts)
+
+
+def _digits() -> dict[str, np.ndarray]:
   """scikit-learn's 1,797 digits of 8x8 pixels. The test split is a fifth,
   stratified by class."""
   from sklearn import datasets, model_selection
@@ -62,13 +84,15 @@ def _digits() -> list[tuple[np.ndarray, np.ndarray]]:
   bunch: Any = datasets.load_digits()
   images = np.round(bunch['images'] * (255 / 16)).astype(np.uint8)[..., None]
   labels = bunch['target']
+  names = 'train_images', 'test_images', 'train_labels', 'test_labels'
   parts: Any = model_selection.train_test_split(
     images, labels, test_size=0.2, stratify=labels, random_state=0
   )
-  return [(parts[0], parts[2]), (parts[1], parts[3])]
+  arrays = dict(zip(names, parts, strict=True))
+  return {**arrays, 'class_names': bunch['target_names'].astype(str)}
 
 
-def _tfds(data: Data) -> list[tuple[np.ndarray, np.ndarray]]:
+def _tfds(data: Data) -> dict[str, np.ndarray]:
   """Train and test split of a tensorflow-datasets data set, from the cache if
   they are there."""
   root = pathlib.Path(tfds_sets.root(data.name, data.dir))
@@ -78,10 +102,7 @@ def _tfds(data: Data) -> list[tuple[np.ndarray, np.ndarray]]:
     file = _cache_file(root, data.name)
     if file is not None:
       cache.write(file, arrays)
-  return [
-    (arrays[f'{split}_images'], arrays[f'{split}_labels'])
-    for split in ('train', 'test')
-  ]
+  return arrays
 
 
 def _cache_file(root: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -101,9 +122,12 @@ def _read_tfds(data: Data) -> dict[str, np.ndarray]:
   builder = tfds_sets.prepared(data.name, data.dir)
   import tensorflow_datasets as tfds
 
-  arrays = {}
+  arrays = {'class_names': np.array(builder.info.features['label'].names)}
   for split in ('train', 'test'):
-    whole = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+    try:
+      whole = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+    except Exception as error:  # of TensorFlow, of tfds, of what files describe
+      record_files.raise_damage(builder, split, error)
     arrays[f'{split}_images'] = np.asarray(whole['image'])
     arrays[f'{split}_labels'] = np.asarray(whole['label'])
   return arrays

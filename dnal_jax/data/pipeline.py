@@ -112,10 +112,14 @@ class Pipeline:
           size=size,
           scale=self._data.crop_scale,
           flip=self._data.flip,
+          upright=self._split.upright,
         )
       else:
         image = crops.centre_crop(
-          encoded, size=size, short_side=self._data.short_side
+          encoded,
+          size=size,
+          short_side=self._data.short_side,
+          upright=self._split.upright,
         )
       return image, tf.cast(label, tf.int32), tf.cast(row[2], tf.float32)
 
@@ -141,7 +145,7 @@ class Pipeline:
       ) from error
     if not self._data.skip_broken:
       raise errors.UserError(
-        f'cannot be decoded: {", ".join(names)}; replace it, or set'
+        f'cannot be decoded: {", ".join(names)}; {self._split.mend}, or set'
         ' data.skip_broken=True to go on without'
       ) from error
     for image in names:

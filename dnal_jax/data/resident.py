@@ -12,6 +12,7 @@ import numpy as np
 
 from dnal_jax.data import Data, batches, memory
 from dnal_jax.data.batches import Batch
+from dnal_jax.data.contents import Contents
 from dnal_jax.parallel import mesh
 
 # Upper bound of `steps_per_call`: enough that a call takes long compared with
@@ -41,6 +42,7 @@ class ResidentSource:
     self.steps_per_epoch = images // batch_size
     self.steps_per_call = _MAX_STEPS_PER_CALL
     self.broken: dict[str, list[int]] = {}
+    self.contents = Contents((), {})
     self._splits: _Splits | None = None
     self._permutation = jax.jit(
       partial(batches.epoch_order, seed), static_argnums=1
@@ -59,6 +61,7 @@ class ResidentSource:
     splits = memory.load(data)
     images = len(splits.train.labels)
     source = cls(data, images=images, seed=seed, batch_size=batch_size)
+    source.contents = splits.contents
     source._splits = _Splits(
       train=mesh.put_replicated(splits.train),
       validation=mesh.put_replicated(splits.validation),

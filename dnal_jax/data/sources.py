@@ -1,15 +1,18 @@
 """Where the batches of a run come from."""
 
 from collections.abc import Iterator
+import pathlib
 from typing import Any, Protocol
 
 import jax
 
 from dnal_jax import errors
-from dnal_jax.data import Data, memory, records, splits
+from dnal_jax.data import Data, folder, memory, splits
 from dnal_jax.data.batches import Batch
+from dnal_jax.data.contents import Contents
 from dnal_jax.data.resident import ResidentSource
 from dnal_jax.data.streamed import StreamedSource
+from dnal_jax.parallel import processes
 
 
 class Source(Protocol):
@@ -24,6 +27,7 @@ class Source(Protocol):
   steps_per_call: int  # steps of one epoch that the same inputs serve, at most
   # {split: numbers of the images that cannot be decoded and are skipped}
   broken: dict[str, list[int]]
+  contents: Contents  # empty if the source was made without images
 
   def inputs(self, step: int, n: int) -> Any:
     """The inputs, on the device, of steps `step` to `step + n - 1` of the run.
@@ -79,6 +83,7 @@ def open_source(
   else:
     source = ResidentSource.open(data, seed=seed, **sizes)
   _check_batch(batch_size, source.images)
+  _check_same_everywhere(data, source.contents)
   return source
 
 
@@ -91,7 +96,8 @@ def describe_source(data: Data, *, seed: int, batch_size: int) -> Source:
     UserError: the data set is too small, or its size is not known.
   """
   if data.folder is not None:
-    whole = len(records.open_splits(data).train)
+    root = pathlib.Path(data.folder).expanduser()
+    whole = len(folder.list_images(root).train.paths)
   else:
     whole = splits.images(data)
   images = len(splits.held_out(whole, data)[0])
@@ -106,3 +112,16 @@ def _check_batch(batch_size: int, images: int) -> None:
       f'batch_size is {batch_size}, but there are {images} images to train on;'
       ' make it smaller'
     )
+
+
+def _check_same_everywhere(data: Data, contents: Contents) -> None:
+  """Checks that all processes read the same data set."""
+  first, *others = processes.allgather_json(contents.to_json())
+  first = Contents.from_json(first)
+  for number, other in enumerate(others, 1):
+    difference = first.first_difference(Contents.from_json(other))
+    if difference is not None:
+      raise errors.UserError(
+        f"'{data.title}' on process {number} is not that on process 0: there,"
+        f' {difference}; give all processes the same data'
+      )

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from dnal_jax import errors
-from dnal_jax.data import Data
+from dnal_jax.data import Data, folder
 
 _CLASSES = {'imagenet2012': 1000}
 # Images of the training splits, including those held out for validation.
@@ -44,13 +44,8 @@ def classes(data: Data) -> int:
     UserError: it is not known.
   """
   if data.folder is not None:
-    train = pathlib.Path(data.folder).expanduser() / 'train'
-    if not train.is_dir():
-      raise errors.UserError(
-        f"data.folder is '{data.folder}', which has no directory 'train'; it"
-        ' must hold train/CLASS/*.jpg and val/CLASS/*.jpg (or .jpeg, .png)'
-      )
-    return sum(path.is_dir() for path in train.iterdir())
+    root = pathlib.Path(data.folder).expanduser()
+    return len(folder.class_names(root))
   if data.name not in _CLASSES:
     raise errors.UserError(f"data.classes must be set for '{data.name}'")
   return _CLASSES[data.name]

@@ -19,6 +19,7 @@ import numpy as np
 from dnal_jax import errors
 from dnal_jax.data import Data, batches, records, splits
 from dnal_jax.data.batches import Batch
+from dnal_jax.data.contents import Contents
 from dnal_jax.data.pipeline import Pipeline, Rows
 from dnal_jax.parallel import mesh
 
@@ -49,6 +50,7 @@ class StreamedSource:
     # Of each split, the records that cannot be decoded and are replaced by
     # their successors: as of the last batch that was handed out.
     self.broken: dict[str, list[int]] = {}
+    self.contents = Contents((), {})
     self._splits: dict[str, _Split] = {}
     self._eval_batch_size = 0
     self._host = (0, 1)
@@ -88,6 +90,7 @@ class StreamedSource:
       )
     train, validation = splits.held_out(len(opened.train), data)
     source = cls(data, images=len(train), seed=seed, batch_size=batch_size)
+    source.contents = opened.contents
     source._host, source._eval_batch_size = host, eval_batch_size
     for name, part, ids in (
       ('train', opened.train, train),

@@ -1,6 +1,7 @@
 """Data sets of tensorflow-datasets: their directory and their preparation."""
 
 import hashlib
+import json
 import os
 import pathlib
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from dnal_jax import errors
 from dnal_jax.data.crops import import_tensorflow
 
+# What to do about damage.
+AGAIN = 'delete the data set and prepare it again'
 # Archives that tensorflow-datasets cannot download: the user has to.
 _BY_HAND = {
   'imagenet2012': ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')
@@ -94,10 +97,29 @@ def _builder(name: str, where: str) -> Any:
   try:
     return tfds.builder(name, data_dir=where)
   except tfds.core.DatasetNotFoundError as error:
+    if pathlib.Path(where, name).is_dir():
+      raise errors.UserError(
+        f"'{pathlib.Path(where, name)}' is no prepared data set: a file such as"
+        f' dataset_info.json or features.json is missing; {AGAIN}'
+      ) from error
     hint = errors.did_you_mean(name, ['digits', *tfds.list_builders()])
     raise errors.UserError(f"data.name is '{name}'{hint}") from error
-  except (ValueError, AssertionError) as error:  # of its version or config
-    raise errors.UserError(f"data set '{name}': {_line(error)}") from error
+  except Exception as error:  # of its version, its config, or what files say
+    raise _opening_error(name, where, error) from error
+
+
+def _opening_error(name: str, where: str, error: Exception) -> errors.UserError:
+  """The error for a data set that tensorflow-datasets cannot open; names the
+  damaged file, if one is."""
+  directory = pathlib.Path(where, name.split(':')[0])
+  for file in sorted(directory.rglob('*.json')):
+    try:
+      json.loads(file.read_bytes())
+    except (OSError, ValueError):
+      return errors.UserError(f"'{file}' is damaged; {AGAIN}")
+  return errors.UserError(
+    f"data set '{name}' in '{where}' cannot be opened: {_line(error)}"
+  )
 
 
 def _download(builder: Any, where: str, manual: str | None = None) -> None:

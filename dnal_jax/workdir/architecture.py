@@ -3,6 +3,8 @@
   schema_version  1
   network         {name, width, classes} of the full network
   image_shape     [height, width, channels] of its images
+  class_names     names of the classes, by label; left out in files of earlier
+                  versions
   gates           gate path -> ids of the channels kept, ascending. A layer that
                   reads no kept channel is left out of the network as well
 
@@ -10,6 +12,7 @@ The file is untrusted: it is checked against this schema and against the limits
 (`limits.py`, `walk.MAX_PARAMS`) before a network is built from it.
 """
 
+from collections.abc import Sequence
 import functools
 import itertools
 import pathlib
@@ -19,11 +22,12 @@ import numpy as np
 
 from dnal_jax import errors, limits, models, nn, trees
 from dnal_jax.graph import surgery, walk
-from dnal_jax.workdir import json_files
+from dnal_jax.workdir import checksums, json_files
 from dnal_jax.workdir.json_files import short_repr
 
 SCHEMA_VERSION = 1
 _KEYS = 'schema_version', 'network', 'image_shape', 'gates'
+_OPTIONAL = ('class_names',)
 _KEYS_OF_NETWORK = 'name', 'width', 'classes'
 _FIX = 'this is not a valid architecture.json; restore it from a copy'
 
@@ -39,15 +43,20 @@ def write(
   workdir: pathlib.Path,
   network: str,
   width: float,
-  classes: int,
+  class_names: Sequence[str],
   image_shape: tuple[int, int, int],
   keep: nn.Keep,
 ) -> None:
   """Writes architecture.json; `keep` maps gate paths to ids of channels."""
   value = {
     'schema_version': SCHEMA_VERSION,
-    'network': {'name': network, 'width': width, 'classes': classes},
+    'network': {
+      'name': network,
+      'width': width,
+      'classes': len(class_names),
+    },
     'image_shape': list(image_shape),
+    'class_names': list(class_names),
     'gates': {path: list(ids) for path, ids in keep.items()},
   }
   json_files.write_json(workdir / 'architecture.json', value)
@@ -62,12 +71,14 @@ def read(path: pathlib.Path) -> tuple[models.Network, tuple[int, int, int]]:
   value = json_files.read_json(path)
   try:
     _check_version(value)
-    _check_object('the file', value, _KEYS)
+    _check_object('the file', value, _KEYS, _OPTIONAL)
     _check_object('network', value['network'], _KEYS_OF_NETWORK)
     net, image_shape = _network(value['network'], value['image_shape'])
+    _check_class_names(value, value['network']['classes'])
     keep = _keep(value['gates'], net, image_shape)
   except errors.UserError as error:
     raise errors.UserError(f"'{path}': {error}") from error
+  checksums.verify(path.parent, path.name)
   return surgery.with_keep(net, keep), image_shape
 
 
@@ -106,15 +117,18 @@ def form(net: models.Network, image_shape: tuple[int, int, int]) -> Form:
   )
 
 
-def _check_object(key: str, value: Any, keys: tuple[str, ...]) -> None:
-  """Raises UserError unless `value` is an object with exactly these keys."""
+def _check_object(
+  key: str, value: Any, keys: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> None:
+  """Raises UserError unless `value` is an object with exactly these keys, of
+  which some are optional."""
   if type(value) is not dict:
     raise _wrong(key, value, f'an object {{{", ".join(keys)}}}')
   for name in keys:
     if name not in value:
       raise errors.UserError(f"{key} lacks the key '{name}'; {_FIX}")
   for name in value:
-    if name not in keys:
+    if name not in (*keys, *optional):
       raise errors.UserError(
         f'{key} has the unknown key {short_repr(name)}; {_FIX}'
       )
@@ -154,6 +168,18 @@ def _network(
       f' have {net.min_image} pixels a side or more; {_FIX}'
     )
   return net, (sides[0], sides[1], channels)
+
+
+def _check_class_names(value: dict[str, Any], classes: int) -> None:
+  if 'class_names' not in value:
+    return
+  names = value['class_names']
+  if (
+    type(names) is not list
+    or len(names) != classes
+    or not all(type(name) is str for name in names)
+  ):
+    raise _wrong('class_names', names, f'a list of {classes} names')
 
 
 def _keep(

@@ -32,8 +32,13 @@ def write_json(path: pathlib.Path, value: Any, part: str = 'part') -> None:
   each pass a `part` of their own, the suffix of the temporary file."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'{path.name}.{part}')
-  temporary.write_text(json.dumps(value, indent=1) + '\n')
+  temporary.write_bytes(encode(value))
   temporary.replace(path)
+
+
+def encode(value: Any) -> bytes:
+  """What `write_json` writes."""
+  return (json.dumps(value, indent=1) + '\n').encode()
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -1,6 +1,7 @@
 """The files of a run's folder, and which config the folder belongs to.
 
   config.json        the resolved config, versions, git hash
+  data.json          class names, and a digest of the data set (`data_file.py`)
   architecture.json  gate path -> ids of the channels that the search kept
   model/             weights after the last epoch; with architecture.json all
                      that `load` needs
@@ -10,6 +11,7 @@
   tensorboard/       the same as events (`tensorboard.py`)
   profile/           traces, with config.profile
   result.json        the figures of a finished run (`result_file.py`)
+  SHA256SUMS         digests of the files of a finished run (`checksums.py`)
   status.json        how far the run is (`status_file.py`)
   lock.json          the process that writes to the folder (`lock.py`)
 

@@ -1,6 +1,6 @@
 """result.json, and the table that a run prints at its end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -9,7 +9,7 @@ from dnal_jax import errors
 from dnal_jax.config import RunConfig
 from dnal_jax.cost import exact
 from dnal_jax.training.prune import PrunableModel
-from dnal_jax.workdir import json_files
+from dnal_jax.workdir import checksums, json_files
 from dnal_jax.workdir.run_state import RunState
 
 
@@ -17,6 +17,7 @@ def make_result(
   config: RunConfig,
   run: RunState,
   model: PrunableModel,
+  class_names: Sequence[str],
   *,
   final: Mapping[str, float],
   test: Mapping[str, float],
@@ -31,6 +32,7 @@ def make_result(
   return {
     'network': config.network.name,
     'dataset': config.data.title,
+    'class_names': list(class_names),
     'seed': config.seed,
     'stages': [dataclasses.asdict(stage) for stage in run.result.stages],
     'rollbacks': run.result.rollbacks,
@@ -69,6 +71,7 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
       f"'{path}' is not a valid result.json ({error!r}); delete it, and the"
       ' same command makes it again from the last checkpoint'
     ) from error
+  checksums.verify(path.parent, path.name)
   return result
 
 

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from dnal_jax import errors, trees
 from dnal_jax.graph import surgery
-from dnal_jax.workdir import json_files
+from dnal_jax.workdir import checksums, json_files
 from dnal_jax.workdir.json_files import short_repr
 
 FILE = 'model/variables.safetensors'
@@ -61,6 +61,7 @@ def read(
       raise errors.UserError(
         f"'{path}': '{key}' holds NaN or an infinity{_FIX}"
       )
+  checksums.verify(workdir, FILE)
   return arrays
 
 

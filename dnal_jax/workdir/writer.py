@@ -4,7 +4,7 @@ All processes call a writer alike; that of the primary one writes, and as long
 as it is open, no other run can use the folder.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import pathlib
 from typing import Any, Protocol
@@ -13,11 +13,14 @@ import jax
 
 from dnal_jax import errors, nn
 from dnal_jax.config import RunConfig
+from dnal_jax.data.contents import Contents
 from dnal_jax.graph import surgery
 from dnal_jax.parallel import processes
 from dnal_jax.training.hooks import Hook
 from dnal_jax.workdir import (
   architecture,
+  checksums,
+  data_file,
   json_files,
   layout,
   lock,
@@ -61,21 +64,25 @@ def open_writer(
   config: RunConfig,
   config_dict: Mapping[str, Any],
   workdir: pathlib.Path,
+  contents: Contents,
   steps_per_epoch: int,
 ) -> Iterator[Writer]:
-  """Locks the folder for this run, and writes its config.json if it is new.
+  """Locks the folder for this run, and writes its config.json and data.json if
+  it is new.
 
   Raises:
-    UserError: in all processes; the folder is of another config, in use, cannot
-      be written, or is not shared by all processes.
+    UserError: in all processes; the folder is of another config or other data,
+      in use, cannot be written, or is not shared by all processes.
   """
 
   def open_files() -> Writer:
     held = stack.enter_context(lock.Lock(workdir))
     layout.check_config(workdir, config_dict)  # once more: it is locked now
     layout.write_config(workdir, config_dict)
+    data_file.check_or_write(workdir, config.data.title, contents)
     status = StatusFile(config, workdir, held, steps_per_epoch)
-    return _PrimaryWriter(config, workdir, stack.enter_context(status))
+    stack.enter_context(status)
+    return _PrimaryWriter(config, workdir, contents.class_names, status)
 
   with contextlib.ExitStack() as stack:
     writer = processes.run_on_primary(open_files)
@@ -108,9 +115,14 @@ class _PrimaryWriter(Hook):
   checked that the folder is still its own."""
 
   def __init__(
-    self, config: RunConfig, workdir: pathlib.Path, status: StatusFile
+    self,
+    config: RunConfig,
+    workdir: pathlib.Path,
+    class_names: Sequence[str],
+    status: StatusFile,
   ):
     self._config, self._workdir, self._status = config, workdir, status
+    self._class_names = class_names
     self._epoch_files: list[Hook] = []
 
   def hooks(self, epochs_done: int) -> list[Hook]:
@@ -137,7 +149,7 @@ class _PrimaryWriter(Hook):
         self._workdir,
         network.name,
         network.width,
-        self._config.classes,
+        self._class_names,
         self._config.image_shape,
         keep,
       )
@@ -148,6 +160,11 @@ class _PrimaryWriter(Hook):
     self.check()
     with self._reporting_disk_errors():
       weights.write(self._workdir, jax.device_get(variables))
+      checksums.write(
+        self._workdir,
+        ('architecture.json', data_file.NAME, weights.FILE),
+        soon={'result.json': json_files.encode(result)},
+      )
       json_files.write_json(self._workdir / 'result.json', result)
 
   @contextlib.contextmanager
