@@ -30,14 +30,15 @@ def rows(split):
 
 def test_digits_splits_are_disjoint_and_complete():
   splits = load()
-  sizes = [len(s.labels) for s in splits]
+  sizes = [len(s.labels) for s in splits[:3]]
   assert sizes == [1140, 297, 360]
-  train, validation, test = map(rows, splits)
+  train, validation, test = map(rows, splits[:3])
   assert len(train | validation | test) == sum(sizes)
   counts = np.bincount(splits.test.labels)
   assert counts.min() >= 34  # stratified: 35 or so of each of ten
   assert splits.train.images.dtype == np.uint8
   assert splits.train.images.max() == 255
+  assert splits.contents.class_names == tuple('0123456789')
 
 
 def test_small_images_get_margins_and_channels():
@@ -234,7 +235,7 @@ from dnal_jax.data import Data, memory
 splits = memory.load(Data(
   'fashion_mnist', (0.3,) * 3, (0.3,) * 3, image=32, classes=10,
   validation=10, dir=sys.argv[1], train_limit=40))
-print([s.images.shape for s in splits], splits.test.labels.sum(),
+print([s.images.shape for s in splits[:3]], splits.test.labels.sum(),
       'tensorflow' in sys.modules)
 """
 

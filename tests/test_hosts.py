@@ -20,10 +20,11 @@ import pytest
 from dnal_jax.parallel import processes
 
 EPOCHS = 4  # of SHORT
+FLAGS = (*SHORT, '--config.network.width=0.25')
 
 
 def two(workdir):
-  return Processes(*[command(workdir, *SHORT)] * 2)
+  return Processes(*[command(workdir, *FLAGS)] * 2)
 
 
 def finish(workdir):
@@ -81,7 +82,7 @@ def test_two_processes_survive_what_befalls_one(alone, tmp_path, capsys):
   finish(hurt)
   assert_same(hurt, alone)
 
-  in_process.run(tmp_path / 'one', *SHORT)
+  in_process.run(tmp_path / 'one', *FLAGS)
   assert 'going on with' in capsys.readouterr().out
   losses, of_two = (
     [row['loss'] for row in metrics(workdir)]

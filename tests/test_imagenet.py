@@ -128,7 +128,7 @@ def kill_at_checkpoint(imagenet, name, workdir, number, *flags):
   process.wait()
 
 
-def check_mobilenet_v2(imagenet, tmp_path, kills, network='mobilenet_v2'):
+def check_mobilenet_v2(imagenet, tmp_path, kills, network):
   """A run that is killed at these checkpoints leaves the files of one that is
   not. A checkpoint's number is that of the steps done plus the stages entered;
   there are four steps an epoch, and a checkpoint every two.
@@ -137,8 +137,6 @@ def check_mobilenet_v2(imagenet, tmp_path, kills, network='mobilenet_v2'):
   flag = f'--config.network.name={network}'
   printed = run(imagenet, 'mbv2_imagenet', whole, flag)
   assert 'pruned to' in printed
-  tables = (imagenet / 'cache' / 'dnal_jax').glob('imagenet2012-*-records.npz')
-  assert len(list(tables)) == 2  # where the records of each split lie
   got = result(whole)
   assert set(got) == KEYS
   assert (got['network'], got['dataset']) == (network, 'imagenet2012')
@@ -155,16 +153,11 @@ def check_mobilenet_v2(imagenet, tmp_path, kills, network='mobilenet_v2'):
   assert exact.count(net, (32, 32, 3)).macs == got['learned']['macs']
 
 
-@pytest.mark.slow
-def test_three_blocks_through_all_stages_killed_and_resumed(imagenet, tmp_path):
-  """Killed in the middle of the search's second epoch."""
-  check_mobilenet_v2(imagenet, tmp_path, [11], 'mobilenet_v2_digits')
-
-
 @pytest.mark.long
-def test_mobilenet_v2_killed_in_two_stages(imagenet, tmp_path):
-  """In the middle of the warm-up's epoch, too."""
-  check_mobilenet_v2(imagenet, tmp_path, [2, 11])
+@pytest.mark.parametrize('network', ['mobilenet_v2_digits', 'mobilenet_v2'])
+def test_mobilenet_v2_killed_in_two_stages(network, imagenet, tmp_path):
+  """In the middle of the warm-up's epoch, and of the search's second one."""
+  check_mobilenet_v2(imagenet, tmp_path, [2, 11], network)
 
 
 def check_resnet(imagenet, workdir, *flags):
@@ -184,6 +177,14 @@ def test_resnet_in_bfloat16(imagenet, tmp_path):
   """The config's data and stages; the network is one of three blocks."""
   flags = ('--config.network.name=resnet8_digits', '--config.network.width=0.5')
   check_resnet(imagenet, tmp_path / 'run', *flags)
+  tables = (imagenet / 'cache' / 'dnal_jax').glob('imagenet2012-*-records.npz')
+  assert len(list(tables)) == 2  # where the records of each split lie
+  got = result(tmp_path / 'run')
+  assert set(got) == KEYS
+  assert got['dataset'] == 'imagenet2012'
+  assert got['class_names'][388] == 'n02510455'  # of 1000, in tfds' order
+  assert got['top1']['pruned'] == got['top1']['compact']
+  assert got['test_top5'] is not None
 
 
 @pytest.mark.long

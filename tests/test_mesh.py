@@ -70,13 +70,18 @@ def check_moved(shapes, moved):
   assert moved['search']['all-reduce'] <= 1.05 * searched
 
 
+@pytest.mark.slow
+def test_two_devices_do_what_one_does(tmp_path):
+  check_devices(tmp_path, 'vgg7_digits', 2, 1, epochs=2, width=0.25)
+
+
 @pytest.mark.long
 def test_two_processes_of_two_devices_do_what_one_does(tmp_path):
   check_devices(tmp_path, 'vgg7_digits', 2, 2, epochs=2, width=0.25)
 
 
-@pytest.mark.slow
-def test_two_devices_do_what_one_does(tmp_path):
+@pytest.mark.long
+def test_three_blocks_on_two_devices(tmp_path):
   """With depthwise convolutions and a residual sum."""
   check_devices(
     tmp_path,
