@@ -15,7 +15,13 @@ from dnal_jax.data import Data, cache, splits, tfds_sets
 # Names of tensorflow-datasets: small images, with the features image, label.
 _TFDS = ('cifar10', 'cifar100', 'fashion_mnist', 'mnist')
 NAMES = ('digits', *_TFDS)
-_ARRAYS = {'train_images', 'train_labels', 'test_images', 'test_labels'}
+# In the cache (`cache.read`).
+_ARRAYS = {
+  'train_images': ('uint8', 'nhwc'),
+  'train_labels': ('int64', 'n'),
+  'test_images': ('uint8', 'mhwc'),
+  'test_labels': ('int64', 'm'),
+}
 
 
 class Split(NamedTuple):
