@@ -14,7 +14,6 @@ import shlex
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
 from dnal_jax import cli, errors, train
 from dnal_jax.config import parse_config
@@ -23,9 +22,7 @@ from dnal_jax.parallel import compile_cache, processes
 from dnal_jax.workdir import result_file
 
 FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'File of the run: configs/NAME.py.', flag_values=FLAGS
-)
+_CONFIG = cli.define_config('File of the run: configs/NAME.py.', FLAGS)
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
