@@ -3,6 +3,7 @@
 A command is a module with its own flags and a function:
 
   FLAGS = flags.FlagValues()
+  _CONFIG = cli.define_config('File of the run.', FLAGS)
   _JSON = flags.DEFINE_bool('json', False, 'Print JSON.', flag_values=FLAGS)
 
   def body(argv): ...
@@ -14,14 +15,18 @@ Each has a FlagValues of its own, so that one process can import several of them
 though they share the names of flags.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import faulthandler
+import pathlib
 import re
+import runpy
 import sys
 import traceback
 from typing import Any, NoReturn
 
 from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from dnal_jax import errors
 from dnal_jax.config import RENAMED_KEYS
@@ -94,44 +99,115 @@ def refuse_arguments(argv: Sequence[str]) -> None:
     )
 
 
-def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:
-  """The config that a --config flag names, as nested dicts; None if none.
+def define_config(
+  description: str, flag_values: flags.FlagValues
+) -> flags.FlagHolder:
+  """Defines --config=FILE.py or FILE.py:VARIANT, and flags --config.KEY.
 
-  Raises:
-    UserError: the file cannot be read.
+  Its file is found from any directory: what it imports from `configs` is looked
+  for in the folder `configs` that the file is in, then where Python looks.
   """
-  if not flag.value:
-    return None
+  flag = config_flags.DEFINE_config_file(
+    'config', None, description, flag_values=flag_values
+  )
+  # ml_collections' own parser reports what goes wrong in the file late or with
+  # a traceback.
+  flag_values['config'].parser = _ConfigParser()
+  return flag
+
+
+def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:
+  """The config that a --config flag names, as nested dicts; None if none."""
+  return None if flag.value is None else flag.value.to_dict()
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """From FILE.py or FILE.py:VARIANT to the config that the file returns."""
+
+  def parse(self, argument: str) -> ConfigDict:
+    """Raises UserError if the file is missing or fails, or returns no config;
+    says where."""
+    file, *variant = argument.split(':', 1)
+    path = pathlib.Path(file)
+    if not path.is_file():
+      known = [str(other) for other in path.parent.glob('*.py')]
+      hint = '; give the path of a config file, such as PATH/configs/NAME.py'
+      if known:
+        hint = errors.did_you_mean(file, known)
+      raise errors.UserError(f"there is no file --config='{file}'{hint}")
+    try:
+      with _importing_from_its_project(path):
+        return _load(file, *variant)
+    except Exception as error:  # the file may raise anything
+      raise errors.UserError(
+        f"--config='{argument}' cannot be read: {_reason(error, path)}"
+      ) from error
+
+
+@contextlib.contextmanager
+def _importing_from_its_project(path: pathlib.Path) -> Iterator[None]:
+  """Inside, a config file imports as if the command had been started in the
+  folder that its `configs` is in."""
+  folders = [p for p in path.absolute().parents if p.name == 'configs']
+  added = [str(folder.parent) for folder in folders[:1]]
+  sys.path[:0] = added
   try:
-    return flag.value.to_dict()
-  except OSError as error:  # ml_collections reads the file on first use
-    raise errors.UserError(
-      f'--config cannot be read: {str(error).splitlines()[-1].strip()}'
-    ) from error
+    yield
+  finally:
+    for entry in added:
+      sys.path.remove(entry)
+
+
+def _load(file: str, *variant: str) -> ConfigDict:
+  get_config = runpy.run_path(file).get('get_config')
+  if get_config is None:
+    raise AttributeError('it must define get_config(), which returns a config')
+  config = get_config(*variant)
+  if not isinstance(config, ConfigDict):
+    raise TypeError(f'get_config() must return a ConfigDict, not {config!r}')
+  return config.lock()
+
+
+def _reason(error: Exception, path: pathlib.Path) -> str:
+  """The error of a config file, where it was raised, and the fix."""
+  text = f'{type(error).__name__}: {" ".join(str(error).split())}'
+  for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    file = pathlib.Path(frame.filename).absolute()
+    if file.is_file() and file.parent == path.absolute().parent:
+      text = f"{text} ('{file.name}', line {frame.lineno})"
+      break
+  if isinstance(error, ModuleNotFoundError):
+    if str(error.name).partition('.')[0] == 'configs':
+      return (
+        f"{text}; keep the file in the folder 'configs' of its project, or run"
+        ' this from the folder that holds that'
+      )
+    return f"{text}; install '{error.name}', or correct the import"
+  return text
 
 
 def _parse(flag_values: flags.FlagValues) -> Sequence[str]:
   """The arguments that are not flags; raises UserError if it cannot parse."""
   try:
     return flag_values(sys.argv)
+  except errors.UserError:
+    raise
   except flags.Error as error:
-    lines = str(error).strip().splitlines()
-    if 'Traceback (most recent call last):' in lines:  # of the config file
-      lines = [lines[0], lines[-1]]
-      if "No module named 'configs'" in lines[-1]:
-        lines.append("; run this from the project's root")
-    raise errors.UserError(' '.join(lines)) from error
-  except Exception as error:  # a config file may raise anything
+    raise errors.UserError(' '.join(str(error).split())) from error
+  except Exception as error:  # of ml_collections, for --config.KEY
     message = str(error).replace('\\n', ' ').replace("\\'", "'").strip('\'" ')
     # The message of ml_collections for an override of a key that is missing.
     unknown = re.fullmatch(r"'?(\w+)'?( Did you mean .*)?", message)
-    if isinstance(error, AttributeError) and unknown:
+    if isinstance(error, AttributeError | KeyError) and unknown:
       hint = unknown[2] or ' The config file has no such key there.'
       if unknown[1] in RENAMED_KEYS:
         hint = f" Did you mean '{RENAMED_KEYS[unknown[1]]}'?"
       message = f"unknown config key '{unknown[1]}'.{hint}"
     else:
-      message = f'{type(error).__name__}: {message}'
+      message = (
+        'a flag --config.KEY does not fit the config file'
+        f' ({type(error).__name__}: {error})'
+      )
     raise errors.UserError(message) from error
 
 

@@ -25,7 +25,6 @@ from typing import Any
 
 from absl import flags
 import jax
-from ml_collections import config_flags
 
 from dnal_jax import cli, errors
 from dnal_jax.config import parse_config
@@ -34,9 +33,7 @@ from dnal_jax.tpu import aot, topologies
 from dnal_jax.workdir import architecture
 
 FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'File of the run.', flag_values=FLAGS
-)
+_CONFIG = cli.define_config('File of the run.', FLAGS)
 _TOPOLOGY = flags.DEFINE_string(
   'topology',
   None,

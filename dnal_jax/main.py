@@ -9,25 +9,20 @@ traceback.
 """
 
 from collections.abc import Sequence
-import os
 import pathlib
 import shlex
 import sys
 
 from absl import flags
-import jax
-from ml_collections import config_flags
 
 from dnal_jax import cli, errors, train
 from dnal_jax.config import parse_config
 from dnal_jax.data import cache
-from dnal_jax.parallel import processes
+from dnal_jax.parallel import compile_cache, processes
 from dnal_jax.workdir import result_file
 
 FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'File of the run: configs/NAME.py.', flag_values=FLAGS
-)
+_CONFIG = cli.define_config('File of the run: configs/NAME.py.', FLAGS)
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
@@ -57,7 +52,7 @@ _PROCESS = flags.DEFINE_integer(
 
 def body(argv: Sequence[str]) -> None:
   cli.refuse_arguments(argv)
-  _keep_compiled()
+  compile_cache.keep_in(cache.path('compiled'))
   config = cli.config_of(_CONFIG)
   if config is None or not _WORKDIR.value:
     raise errors.UserError(
@@ -77,24 +72,6 @@ def body(argv: Sequence[str]) -> None:
     f'\nnext: {sys.executable} -m dnal_jax.summary {architecture}'
     f"\n      or, in Python, net, variables = dnal_jax.load('{workdir}')"
   )
-
-
-def _keep_compiled() -> None:
-  """Keeps compiled programs in the user's cache folder, so that the next start
-  is faster; a folder set by JAX's own options is left alone."""
-  if jax.config.values['jax_compilation_cache_dir'] is not None:
-    return
-  folder = cache.path('compiled')
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    print(
-      f"no cache in '{folder}' ({error.strerror}); nothing compiled is kept"
-    )
-    return
-  jax.config.update('jax_compilation_cache_dir', str(folder))
-  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ import pathlib
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from dnal_jax import cli, errors, models
 from dnal_jax.config import parse_config
@@ -23,9 +22,7 @@ from dnal_jax.models import proxyless
 from dnal_jax.workdir import architecture
 
 FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'File of a run: configs/NAME.py.', flag_values=FLAGS
-)
+_CONFIG = cli.define_config('File of a run: configs/NAME.py.', FLAGS)
 _NETWORK = flags.DEFINE_string(
   'network', None, 'Name of a network.', flag_values=FLAGS
 )

@@ -73,11 +73,9 @@ def run_here(module: Any, *arguments: object) -> Ended:
       contextlib.chdir(ROOT),
       contextlib.redirect_stdout(out),
       contextlib.redirect_stderr(err),
+      pytest.raises(SystemExit) as end,
     ):
-      # Of how ml_collections imports a config file.
-      warnings.filterwarnings('ignore', r'the load_module\(\) method')
-      with pytest.raises(SystemExit) as end:
-        cli.run(module.body, module.FLAGS)
+      cli.run(module.body, module.FLAGS)
   finally:
     for name in set(module.FLAGS) - known:
       delattr(module.FLAGS, name)

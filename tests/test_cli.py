@@ -1,5 +1,6 @@
 """Exit codes and messages of commands."""
 
+import json
 import logging
 import os
 import subprocess
@@ -100,6 +101,87 @@ def test_of_absl_messages_those_of_orbax_alone_are_hidden(path, shown):
     'absl', absl_logging.ERROR, path, 1, 'message', (), None
   )
   assert cli._is_not_of_orbax(record) == shown
+
+
+@pytest.mark.parametrize(
+  ('content', 'argument', 'reason'),
+  [
+    ('x = 1', '', "must define get_config()"),
+    ('def get_config(): return 3', '', 'must return a ConfigDict, not 3'),
+    ('def get_config(', '', 'SyntaxError: '),
+    ('import configs.nope', '', "No module named 'configs.nope' ('mine.py', l"),
+    ('import configs.nope', '', "keep the file in the folder 'configs' of"),
+    ('import nope_nope', '', "install 'nope_nope', or correct the import"),
+    ('\n\n1 / 0', '', "Error: division by zero ('mine.py', line 3)"),
+    ("open('gone.txt')", '', "No such file or directory: 'gone.txt' ('mine.p"),
+    ('def get_config(): return 3', ':x', 'takes 0 positional arguments but 1'),
+  ],
+)  # fmt: skip
+def test_a_config_file_that_fails(content, argument, reason, tmp_path):
+  """One line with the file, the reason and where it was raised."""
+  path = tmp_path / 'mine.py'
+  path.write_text(content)
+  ended = run_here(summary, f'--config={path}{argument}', '--config.seed=1')
+  assert (ended.code, ended.out) == (2, '')
+  (line,) = ended.err.splitlines()
+  assert line.startswith(f"error: --config='{path}{argument}' cannot be read: ")
+  assert reason in line
+  assert line.count("'") % 2 == 0
+
+
+@pytest.mark.parametrize(
+  ('path', 'hint'),
+  [
+    ('configs/quikstart.py', "did you mean 'configs/quickstart.py'?"),
+    ('gone/quickstart.py', 'give the path of a config file'),
+    ('configs', 'give the path'),
+    ('', 'give the path'),
+  ],
+)
+def test_a_config_file_that_is_missing(path, hint):
+  ended = run_here(summary, f'--config={path}:baseline')
+  assert (ended.code, ended.out) == (2, '')
+  (line,) = ended.err.splitlines()
+  assert f"there is no file --config='{path}'" in line
+  assert hint in line
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--config.seed=x', "config.seed=x"),
+    ('--config.data.nope=1', "unknown config key 'nope'"),
+    ('--config.nope.seed=1', "unknown config key 'nope'"),
+    ('--config.data.name.x=1', "must be integers, not 'str'"),
+  ],
+)  # fmt: skip
+def test_messages_of_overrides_have_both_quotes(flag, message):
+  ended = run_here(summary, '--config=configs/quickstart.py', flag)
+  assert (ended.code, ended.out) == (2, '')
+  assert message in ended.err
+  assert ended.err.count("'") % 2 == 0
+
+
+def test_a_config_is_read_from_another_directory(tmp_path):
+  """What it imports from `configs` is its own project's, not what happens to be
+  in the working directory."""
+  (tmp_path / 'lib').mkdir()
+  (tmp_path / 'lib/dnal_jax').symlink_to(ROOT / 'dnal_jax')
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs/recipe.py').write_text('raise ValueError')
+  done = subprocess.run(
+    (
+      *(sys.executable, '-m', 'dnal_jax.summary', '--json'),
+      f'--config={ROOT}/configs/vgg16_fashion_mnist.py',
+    ),
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': str(tmp_path / 'lib')},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert json.loads(done.stdout)['gates']['total'] == 4224
 
 
 LOGS = """

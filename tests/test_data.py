@@ -238,6 +238,12 @@ splits = memory.load(Data(
 print([s.images.shape for s in splits[:3]], splits.test.labels.sum(),
       'tensorflow' in sys.modules)
 """
+# Damages the cache, as a disk that was full leaves it.
+DAMAGE = """
+import os, pathlib
+for cached in pathlib.Path(os.environ['XDG_CACHE_HOME']).rglob('*.npz'):
+  cached.write_bytes(b'')
+"""
 
 
 def written(directory):
@@ -262,7 +268,7 @@ def test_real_tfds_files_are_read_once(tmp_path, monkeypatch):
 
   (tmp_path / 'tfds').mkdir()
   shapes = '[(40, 32, 32, 3), (10, 32, 32, 3), (20, 32, 32, 3)] 90'
-  assert python(WRITE + READ) == f'{shapes} True'
+  assert python(WRITE + READ + DAMAGE + READ) == f'{shapes} True'
   before = written(tmp_path / 'tfds')
   assert python(READ) == f'{shapes} False'  # from the cache, no TensorFlow
   assert written(tmp_path / 'tfds') == before

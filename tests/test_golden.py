@@ -20,6 +20,7 @@ from commands import (
   run_here,
   succeed,
 )
+import jax
 import numpy as np
 import pytest
 
@@ -121,7 +122,13 @@ def test_stopped_run_goes_on_to_the_end(folder, monkeypatch):
   """From the middle of the second epoch of its search."""
   # Of the run that wrote the folder; another level rounds differently.
   monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=1')
+  path = folder / 'stopped/config.json'
+  before = json.loads(path.read_text())
   printed = succeed(folder / 'stopped', *FLAGS)
+  after = json.loads(path.read_text())
+  (resumed_with,) = after.pop('resumed_with')
+  assert (before, resumed_with['versions']['jax']) == (after, jax.__version__)
+  assert f'git {before["git"]!r} -> {resumed_with["git"]!r}' in printed
   assert "'search', 1 of 2 epochs and 10 steps done" in printed
   assert 'damaged' not in printed
   rows, expected = (metrics(folder / n) for n in ('stopped', 'finished'))

@@ -1,5 +1,7 @@
 """Pruning: what is decided, what is built of it, and warnings before."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -64,6 +66,37 @@ def test_pruning_warning(model):
   assert prune.pruning_warning(model, some, cut) is None
 
 
+def test_advice_is_for_what_the_gates_show(model):
+  """Undecided gates need a steeper sigmoid, closed ones a smaller penalty, and
+  no advice is a penalty of 0 or less."""
+
+  def warning(logit, threshold=0.9, multiple=1, **search):
+    stage = dataclasses.replace(SEARCH, **search)
+    cut = prune.Cut(stage, threshold, multiple, 1)
+    return prune.pruning_warning(model, gate_logits(model, logit), cut)
+
+  for penalty in (0.0, 0.04):
+    undecided = warning(0.1, penalty=penalty, delta_end=2.0)
+    assert 'every channel would be pruned of gate1_1' in undecided
+    assert '448 of 448 gates are undecided' in undecided
+    assert 'a larger stages.search.delta_end than 2 or more' in undecided
+    assert 'stages.search.epochs than 4' in undecided
+    assert 'penalty' not in undecided
+    kept = warning(0.1, 0.5, penalty=penalty, delta_end=2.0)
+    assert 'no channel would be pruned: 448 of 448 gates are und' in kept
+    assert 'stages.search.delta_end than 2' in kept
+    assert 'penalty' not in kept
+  assert 'smaller penalty than 0.1, say 0.033' in warning(-1.0)
+  assert 'larger penalty than 0.1, say 0.3' in warning(1.0)
+  closed = warning(-1.0, penalty=0.0)
+  assert 'without a penalty; try a smaller stages.search.train.*.lr' in closed
+  assert 'the penalty is 0; try a penalty above 0' in warning(1.0, penalty=0.0)
+  logits = gate_logits(model, 1.0)
+  logits['gate3_2']['g'] = logits['gate3_2']['g'].at[5:].set(-1.0)
+  rounded = prune.pruning_warning(model, logits, prune.Cut(SEARCH, 0.9, 128, 1))
+  assert 'a smaller channel_multiple than 128' in rounded
+
+
 def test_a_model_of_fewer_channels_leaves_the_full_one_as_it_is(model):
   keep = {gate: ids[:3] for gate, ids in model.full_gates.items()}
   small = model.with_channels(keep)
@@ -116,6 +149,12 @@ def test_decision_is_handed_over_before_anything_can_fail(model):
   logits['gate2_1']['g'] = -logits['gate2_1']['g']
   with pytest.raises(errors.UserError) as raised:
     pruned(logits)
-  assert 'every channel of gate2_1' in str(raised.value)
+  assert 'every channel would be pruned of gate2_1,' in str(raised.value)
   assert 'smaller penalty than 0.1, say 0.033' in str(raised.value)
   assert decisions[1]['gate2_1'] == ()
+  undecided = dataclasses.replace(SEARCH, delta_end=2.0, penalty=0.0)
+  cut = cut._replace(search=undecided)
+  with pytest.raises(errors.UserError) as raised:
+    pruned(gate_logits(model, 0.1))
+  assert 'larger stages.search.delta_end than 2' in str(raised.value)
+  assert 'penalty' not in str(raised.value)

@@ -1,14 +1,19 @@
 """Arrays that are slow to compute, kept in the user's cache directory.
 
 They are not kept beside the data, because data directories are often read-only.
+A file that is not as it was written is ignored, and hence computed and written
+again.
 """
 
 from collections.abc import Mapping
+import contextlib
 import os
 import pathlib
-import zipfile
 
 import numpy as np
+
+# An array of each file: the file's own name, by which renaming is noticed.
+_NAME = 'name'
 
 
 def path(*parts: str) -> pathlib.Path:
@@ -18,16 +23,40 @@ def path(*parts: str) -> pathlib.Path:
   return pathlib.Path(os.path.expanduser(home)).joinpath('dnal_jax', *parts)
 
 
-def read(file: pathlib.Path, names: set[str]) -> dict[str, np.ndarray] | None:
-  """The arrays of a file; None if it is missing, damaged or has others."""
+def read(
+  file: pathlib.Path, kinds: Mapping[str, tuple[str, str]]
+) -> dict[str, np.ndarray] | None:
+  """The arrays of a file; None if it is missing, damaged, was written under
+  another name, or has not just the arrays of `kinds`.
+
+  A kind is a dtype and one letter for each axis, such as ('int64', 'n2'). Axes
+  with the same letter have the same length; a digit is a length.
+  """
   try:
-    if file.exists():
-      with np.load(file, allow_pickle=False) as arrays:
-        arrays = dict(arrays)
-      return arrays if set(arrays) == names else None
-  except (OSError, ValueError, zipfile.BadZipFile):
-    pass
-  return None
+    if not file.is_file():
+      return None
+    with file.open('rb') as opened, np.load(opened) as arrays:
+      arrays = dict(arrays)
+    written_as = str(arrays.pop(_NAME))
+    is_whole = written_as == file.stem and _are_of(kinds, arrays)
+  except Exception:  # numpy and zipfile raise a dozen types for damaged files
+    return None
+  return arrays if is_whole else None
+
+
+def _are_of(
+  kinds: Mapping[str, tuple[str, str]], arrays: Mapping[str, np.ndarray]
+) -> bool:
+  lengths = {}
+  for name, (dtype, axes) in kinds.items():
+    array = arrays[name]
+    if array.dtype.type is not np.dtype(dtype).type or array.ndim != len(axes):
+      return False
+    for axis, length in zip(axes, array.shape, strict=True):
+      want = int(axis) if axis.isdigit() else lengths.setdefault(axis, length)
+      if length != want:
+        return False
+  return arrays.keys() == kinds.keys()
 
 
 def write(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -35,9 +64,12 @@ def write(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   part = file.with_name(f'{file.stem}.{os.getpid()}.npz')
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(part, allow_pickle=False, **arrays)
+    with_name = {**arrays, _NAME: np.array(file.stem)}
+    np.savez(part, allow_pickle=False, **with_name)
     part.replace(file)
   except OSError as error:
+    with contextlib.suppress(OSError):
+      part.unlink(missing_ok=True)
     print(
       f"no cache in '{file.parent}' ({error.strerror}); the next start reads"
       ' the data again'

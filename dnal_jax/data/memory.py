@@ -18,9 +18,13 @@ from dnal_jax.data.contents import Contents, Part
 # Names of tensorflow-datasets: small images, with the features image, label.
 _TFDS = ('cifar10', 'cifar100', 'fashion_mnist', 'mnist')
 NAMES = ('digits', *_TFDS)
+# In the cache (`cache.read`).
 _ARRAYS = {
-  *('train_images', 'train_labels', 'test_images', 'test_labels'),
-  'class_names',
+  'train_images': ('uint8', 'nhwc'),
+  'train_labels': ('int64', 'n'),
+  'test_images': ('uint8', 'mhwc'),
+  'test_labels': ('int64', 'm'),
+  'class_names': ('str', 'c'),
 }
 
 

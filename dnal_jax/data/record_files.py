@@ -19,6 +19,8 @@ from dnal_jax.data.crops import import_tensorflow
 # A TFRecord: its length (8 bytes, little-endian), the checksum of the length
 # (4), the data, and the checksum of the data (4).
 _HEADER, _FRAME = 12, 16
+# In the cache (`cache.read`).
+_ARRAYS = {'sizes': ('int64', 'f'), 'table': ('int64', 'n2')}
 
 
 class RecordFiles(NamedTuple):
@@ -104,7 +106,7 @@ def _table(
   """[N, 2] int64: file and offset of every record of a split."""
   digest = tfds_sets.digest(builder.data_path / 'dataset_info.json')
   file = cache.path(f'{builder.name}-{split}-{digest}-records.npz')
-  known = cache.read(file, {'sizes', 'table'})
+  known = cache.read(file, _ARRAYS)
   if known is not None and np.array_equal(known['sizes'], sizes):
     return known['table']
   with futures.ThreadPoolExecutor(16) as pool:

@@ -1,16 +1,23 @@
 """Data sets of tensorflow-datasets: their directory and their preparation."""
 
+from collections.abc import Iterable
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import queue
+import threading
+import time
 from typing import Any
+import urllib.parse
 
 from dnal_jax import errors
 from dnal_jax.data.crops import import_tensorflow
 
 # What to do about damage.
 AGAIN = 'delete the data set and prepare it again'
+_ANSWER = 10  # seconds in which a host has to answer
 # Archives that tensorflow-datasets cannot download: the user has to.
 _BY_HAND = {
   'imagenet2012': ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')
@@ -125,15 +132,66 @@ def _opening_error(name: str, where: str, error: Exception) -> errors.UserError:
 def _download(builder: Any, where: str, manual: str | None = None) -> None:
   import tensorflow_datasets as tfds
 
+  not_prepared = f"data set '{builder.name}' is not prepared in '{where}'"
   config = tfds.download.DownloadConfig(manual_dir=manual)
   try:
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+      print(f'{not_prepared}; preparing it', flush=True)
+    else:
+      print(f'{not_prepared}; downloading it', flush=True)
+      _check_network(_archives(builder, where))
     builder.download_and_prepare(download_config=config)
   except Exception as error:  # network, disk, checksums: tfds has no one type
     raise errors.UserError(
-      f"data set '{builder.name}' is not prepared in '{where}' and could not"
-      f' be ({_line(error)}); set TFDS_DATA_DIR or data.dir to a directory that'
-      ' holds it'
+      f'{not_prepared} and could not be ({_line(error)}); set TFDS_DATA_DIR or'
+      ' data.dir to a directory that holds it'
     ) from error
+
+
+def _archives(builder: Any, where: str) -> list[str]:
+  """URLs of what tensorflow-datasets would have to download."""
+  folder = pathlib.Path(where) / 'downloads'
+  # tensorflow-datasets writes one beside each file that it has downloaded.
+  infos = [*folder.glob('*.INFO'), *folder.glob('*/*.INFO')]
+  done = '\n'.join(info.read_text() for info in infos)
+  return [url for url in builder.url_infos or () if f'"{url}"' not in done]
+
+
+def _check_network(urls: Iterable[str]) -> None:
+  """Returns once the host of one of the URLs answers, whatever it answers.
+
+  Without a network, tensorflow-datasets would try for minutes.
+
+  Raises:
+    ConnectionError: none has answered within `_ANSWER` seconds.
+  """
+  hosts = {urllib.parse.urlsplit(u).netloc: u for u in urls if u[:4] == 'http'}
+  answers = queue.SimpleQueue()
+  for url in hosts.values():
+    # Daemons, as looking up a name may take longer, and cannot be stopped.
+    threading.Thread(target=_ask, args=(url, answers), daemon=True).start()
+  deadline = time.monotonic() + _ANSWER
+  error = f'none within {_ANSWER} s'
+  for _ in hosts:
+    with contextlib.suppress(queue.Empty):
+      error = answers.get(timeout=max(deadline - time.monotonic(), 0))
+    if error is None:
+      return
+  if hosts:
+    raise ConnectionError(
+      f'no answer from {", ".join(hosts)}: {error}; is there a network?'
+    )
+
+
+def _ask(url: str, answers: queue.SimpleQueue) -> None:
+  """Puts None if the host answers, else why not."""
+  import requests
+
+  try:
+    requests.get(url, stream=True, timeout=_ANSWER).close()
+    answers.put(None)
+  except requests.RequestException as error:
+    answers.put(type(error).__name__)
 
 
 def _line(error: Exception) -> str:

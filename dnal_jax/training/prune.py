@@ -98,17 +98,15 @@ def pruning_warning(
   """What would be wrong with pruning if the search ended now; None if
   nothing is."""
   decision = _decide(model, gate_logits, cut)
-  penalty = cut.search.penalty
+  now = 'as the gates are now'
   if sum(map(len, decision.keep.values())) == model.kept_channels:
-    return (
-      'as the gates are now, no channel would be pruned: the penalty,'
-      f' {penalty:g}, may be too small for so few steps'
-    )
+    cause, fix = _why_none(decision.soft, cut)
+    return f'{now}, no channel would be pruned: {cause}; try {fix}'
   if decision.closed:
+    cause, fix = _why_all(decision.soft, decision.closed, cut)
     return (
-      'as the gates are now, every channel would be pruned of'
-      f' {", ".join(decision.closed)}, which nothing bypasses: the penalty,'
-      f' {penalty:g}, may be too large for so many steps'
+      f'{now}, every channel would be pruned of {", ".join(decision.closed)},'
+      f' which nothing bypasses: {cause}; try {fix}'
     )
   return None
 
@@ -133,15 +131,14 @@ def prune_model(
     UserError: closed gates keep the image from the classifier.
     RuntimeError: the pruned and the masked network are not the same function.
   """
-  gates, keep, closed, small = _decide(model, gate_logits, cut)
+  gates, soft, keep, closed, small = _decide(model, gate_logits, cut)
   on_decision(keep)
   if closed:
-    penalty = cut.search.penalty
+    cause, fix = _why_all(soft, closed, cut)
     raise errors.UserError(
-      f'the search closed every channel of {", ".join(closed)}, which nothing'
-      ' bypasses, so no image reaches the classifier. Search in a new'
-      f' --workdir with a smaller penalty than {penalty:g}, say'
-      f' {penalty / 3:.2g}; the search result is kept'
+      f'every channel would be pruned of {", ".join(closed)}, which nothing'
+      f' bypasses, so no image would reach the classifier: {cause}. Search in a'
+      f' new --workdir with {fix}; the search result is kept'
     )
   masked = {'params': params, 'batch_stats': batch_stats, 'gates': gates}
   pruned = surgery.prune_variables(masked, model.graph, small.graph)
@@ -155,6 +152,7 @@ def prune_model(
 
 class _Decision(NamedTuple):
   gates: Any  # 0 and 1
+  soft: dict[str, Any]  # {path of a gate: its soft values, at the last delta}
   keep: nn.Keep
   closed: list[str]  # gates that keep the image from the classifier
   small: PrunableModel  # with these channels
@@ -170,8 +168,57 @@ def _decide(model: PrunableModel, gate_logits: Any, cut: Cut) -> _Decision:
     multiple=cut.multiple,
   )
   gates = jax.jit(hard)(gate_logits)
+  soft = jax.jit(channel_gates.soft_gates)(gate_logits, delta_end)
+  soft = channel_gates.by_path(jax.device_get(soft))
   keep = channel_gates.kept_channels(gates, model.graph.gates, model.full_gates)
   small = model.with_channels(keep)
   # Those that the search has closed: a vanished branch has others besides.
   closed = [gate for gate in small.graph.cut_off_by if not keep[gate]]
-  return _Decision(gates, keep, closed, small)
+  return _Decision(gates, soft, keep, closed, small)
+
+
+def _why_all(
+  soft: dict[str, Any], closed: list[str], cut: Cut
+) -> tuple[str, str]:
+  """Why the search kept no channel of the gates `closed`, and what to try."""
+  search = cut.search
+  states = [channel_gates.count_by_state(soft[gate]) for gate in closed]
+  if all(undecided + high for _, undecided, high in states):
+    return _undecided(sum(states), search)
+  if search.penalty == 0:
+    rate = f'stages.{search.name}.train.*.lr.base'
+    return 'they close without a penalty', f'a smaller {rate} of the gates'
+  return (
+    f'the penalty, {search.penalty:g}, may be too large for so many steps',
+    f'a smaller penalty than {search.penalty:g}, say {search.penalty / 3:.2g}',
+  )
+
+
+def _why_none(soft: dict[str, Any], cut: Cut) -> tuple[str, str]:
+  """Why the search closed no channel for good, and what to try."""
+  search = cut.search
+  counts = channel_gates.count_by_state(soft)
+  _, undecided, high = counts
+  if any((g <= cut.threshold).any() for g in soft.values()):
+    return (
+      f'channel_multiple, {cut.multiple}, keeps those with closed gates, too',
+      f'a smaller channel_multiple than {cut.multiple}',
+    )
+  if undecided > high:
+    return _undecided(counts, search)
+  if search.penalty == 0:
+    return 'the penalty is 0', 'a penalty above 0'
+  return (
+    f'the penalty, {search.penalty:g}, may be too small for so few steps',
+    f'a larger penalty than {search.penalty:g}, say {search.penalty * 3:.2g}',
+  )
+
+
+def _undecided(counts: Any, search: Stage) -> tuple[str, str]:
+  """Cause and remedy where gates have `counts` (`count_by_state`)."""
+  return (
+    f'{int(counts[1])} of {int(sum(counts))} gates are undecided, between 0.1'
+    ' and 0.9',
+    f'a larger stages.{search.name}.delta_end than {search.delta_end:g} or more'
+    f' stages.{search.name}.epochs than {search.epochs}',
+  )

@@ -1,6 +1,8 @@
 """The files of a run's folder, and which config the folder belongs to.
 
-  config.json        the resolved config, versions, git hash
+  config.json        the resolved config, versions, git hash; `resumed_with`,
+                     those of each later start that had others than the one
+                     before
   data.json          class names, and a digest of the data set (`data_file.py`)
   architecture.json  gate path -> ids of the channels that the search kept
   model/             weights after the last epoch; with architecture.json all
@@ -50,10 +52,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     return
   theirs = json_files.read_json(path)
   if not isinstance(theirs, dict) or type(theirs.get('config')) is not dict:
-    raise errors.UserError(
-      f"'{path}' is not a valid config.json; restore it from a copy, or"
-      ' choose another --workdir'
-    )
+    raise _not_valid(path)
   config = json.loads(json.dumps(config))  # tuples become lists, as on disk
   ours, theirs = (
     _leaves(_with_new_names(value)) for value in (config, theirs['config'])
@@ -74,19 +73,64 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Creates the folder and its config.json, unless it has one.
+  """Creates the folder and its config.json; in one that exists, adds the
+  versions of this start if the last one had others, and prints which.
 
   Raises:
-    UserError: the folder cannot be written.
+    UserError: the folder cannot be written, or config.json is damaged.
   """
   path = workdir / 'config.json'
+  start = {'versions': _versions(), 'git': _git_hash()}
+  value, changes = {'config': config, **start}, []
   if path.exists():
-    return
-  value = {'config': config, 'versions': _versions(), 'git': _git_hash()}
+    value = json_files.read_json(path)
+    starts = _starts(path, value)
+    changes = _changes(starts[-1], start)
+    if not changes:
+      return
+    value['resumed_with'] = [*starts[1:], start]
   try:
     json_files.write_json(path, value)
   except OSError as error:
     raise unwritable_error(workdir, error) from error
+  if changes:
+    print(
+      f"'{workdir}' goes on with other versions: {', '.join(changes)};"
+      ' config.json names both'
+    )
+
+
+def _starts(path: pathlib.Path, value: Any) -> list[Mapping[str, Any]]:
+  """{'versions': ..., 'git': ...} of the first start that a config.json names,
+  and of each later one with others."""
+  later = value.get('resumed_with', [])
+  starts = [value, *later] if isinstance(later, list) else [later]
+  for start in starts:
+    if not isinstance(start, dict) or not isinstance(
+      start.get('versions', {}), dict
+    ):
+      raise _not_valid(path)
+  return starts
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """What differs between two starts: ["jax '0.10.1' -> '0.10.2'"]."""
+  old, new = (
+    {**start.get('versions', {}), 'git': start.get('git')}
+    for start in (before, now)
+  )
+  return [
+    f'{name} {json_files.short_repr(old.get(name))} -> {value!r}'
+    for name, value in new.items()
+    if old.get(name) != value
+  ]
+
+
+def _not_valid(path: pathlib.Path) -> errors.UserError:
+  return errors.UserError(
+    f"'{path}' is not a valid config.json; restore it from a copy, or choose"
+    ' another --workdir'
+  )
 
 
 def unwritable_error(workdir: pathlib.Path, error: OSError) -> errors.UserError:
