@@ -24,7 +24,7 @@ _ARRAYS = {
   'train_labels': ('int64', 'n'),
   'test_images': ('uint8', 'mhwc'),
   'test_labels': ('int64', 'm'),
-  'class_names': ('str', 'c'),
+  'class_names': ('str', 'k'),
 }
 
 
