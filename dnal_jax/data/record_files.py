@@ -43,6 +43,29 @@ def open_files(builder: Any, split: str) -> RecordFiles:
     UserError: there is no such split, its files are of another format, or one
       of them is missing or does not have the records that it should have.
   """
+  try:
+    paths, lengths = _described(builder, split)
+  except errors.UserError:
+    raise
+  except Exception as error:  # tensorflow-datasets raises what comes
+    info = builder.data_path / 'dataset_info.json'
+    raise errors.UserError(
+      f"'{info}' is damaged ({type(error).__name__}: {error});"
+      f' {tfds_sets.AGAIN}'
+    ) from error
+  try:
+    sizes = np.array([path.stat().length for path in paths], np.int64)
+  except (OSError, import_tensorflow().errors.OpError) as error:
+    lost = next((path for path in paths if not path.exists()), paths[0])
+    raise errors.UserError(
+      f"'{lost}' is missing or cannot be read; {tfds_sets.AGAIN}"
+    ) from error
+  table = _table(builder, split, paths, sizes, lengths)
+  return RecordFiles([str(path) for path in paths], sizes, table)
+
+
+def _described(builder: Any, split: str) -> tuple[list[Any], list[int]]:
+  """Paths of the files of a split, and how many records each should have."""
   info = builder.info
   file_format = getattr(info.file_format, 'value', info.file_format)
   if file_format != 'tfrecord':
@@ -56,16 +79,8 @@ def open_files(builder: Any, split: str) -> RecordFiles:
       f' {", ".join(info.splits)}; was one of its archives missing when it was'
       f' prepared? {tfds_sets.AGAIN.capitalize()}'
     )
-  paths = info.splits[split].filepaths
-  try:
-    sizes = np.array([path.stat().length for path in paths], np.int64)
-  except (OSError, import_tensorflow().errors.OpError) as error:
-    lost = next((path for path in paths if not path.exists()), paths[0])
-    raise errors.UserError(
-      f"'{lost}' is missing or cannot be read; {tfds_sets.AGAIN}"
-    ) from error
-  table = _table(builder, split, paths, sizes)
-  return RecordFiles([str(path) for path in paths], sizes, table)
+  found = info.splits[split]
+  return list(found.filepaths), list(found.shard_lengths)
 
 
 def raise_damage(builder: Any, split: str, error: Exception) -> NoReturn:
@@ -101,7 +116,11 @@ def _first_damage(path: str, offsets: np.ndarray) -> int | None:
 
 
 def _table(
-  builder: Any, split: str, paths: Any, sizes: np.ndarray
+  builder: Any,
+  split: str,
+  paths: list[Any],
+  sizes: np.ndarray,
+  lengths: list[int],
 ) -> np.ndarray:
   """[N, 2] int64: file and offset of every record of a split."""
   digest = tfds_sets.digest(builder.data_path / 'dataset_info.json')
@@ -111,14 +130,13 @@ def _table(
     return known['table']
   with futures.ThreadPoolExecutor(16) as pool:
     offsets = list(pool.map(_offsets, paths, sizes))
-  wanted = builder.info.splits[split].shard_lengths
-  for path, found, records in zip(paths, offsets, wanted, strict=True):
+  for path, found, records in zip(paths, offsets, lengths, strict=True):
     if len(found) != records:
       raise errors.UserError(
         f"'{path}' should have {records} records and has {len(found)};"
         f' {tfds_sets.AGAIN}'
       )
-  numbers = np.repeat(np.arange(len(paths)), wanted)
+  numbers = np.repeat(np.arange(len(paths)), lengths)
   table = np.stack([numbers, np.concatenate(offsets)], 1)
   cache.write(file, {'sizes': sizes, 'table': table})
   return table

@@ -107,8 +107,8 @@ def _prepared(data: Data) -> Opened:
     features['label'], 'num_classes'
   ):
     raise errors.UserError(
-      f"data set '{data.name}' has the features {', '.join(features)};"
-      ' an image and its label (a class) are needed'
+      f"'{builder.data_path}' has the features {', '.join(features)}; an image"
+      ' and its label (a class) are needed'
     )
   splits.check_classes(features['label'].num_classes, data)
   train, test = (
