@@ -36,16 +36,18 @@ _PROGRAM, _CRC = '-cache', '-crc32'
 _SETTLED = 10  # seconds
 
 
-def keep_in(folder: pathlib.Path) -> None:
-  """Has JAX keep compiled programs in `folder`, so that the next start is
-  faster, and replaces damaged ones.
+def keep_in(folder: pathlib.Path | None) -> None:
+  """Has JAX keep compiled programs in `folder`, if there is one, so that the
+  next start is faster, and replaces damaged ones.
 
   A folder that JAX's own options set is used instead, and its files are left
   alone. In both, all damaged files are reported in one line.
   """
   chosen = jax.config.values['jax_compilation_cache_dir']
-  if chosen is not None:
+  if chosen:
     _on_failures(_Reporter(chosen))
+    return
+  if folder is None:
     return
   try:
     folder.mkdir(parents=True, exist_ok=True)
