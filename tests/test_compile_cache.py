@@ -94,8 +94,8 @@ def test_of_a_folder_that_the_user_chose_nothing_is_deleted(start, tmp_path):
 
 
 def test_checksums_find_what_jax_does_not(start, tmp_path):
-  """Where JAX compresses by zstd, a flipped bit is a crash or another result:
-  the program is deleted before JAX reads it."""
+  """Of a file in another's place or, with zstd, a flipped bit: the program is
+  deleted before JAX reads it, which would crash or compute something else."""
   folder, found = tmp_path / 'compiled', []
   start()
   compile_cache.record(folder)  # JAX may still be writing
@@ -115,6 +115,15 @@ def test_checksums_find_what_jax_does_not(start, tmp_path):
   compile_cache.check(folder, compile_cache._Repairer(str(folder)))
   assert content(folder) == {f: d for f, d in whole.items() if f != file}
   assert not (folder / f'{key}-crc32').exists()
+  a, b = sorted(content(folder))[:2]
+  a.rename(folder / 'other')
+  compile_cache.check(folder, lambda *failed: found.append(failed))
+  assert len(found) == 1  # what is gone is no damage
+  b.rename(a)
+  b.write_bytes((folder / 'other').read_bytes())
+  compile_cache.record(folder, settled=0)
+  compile_cache.check(folder, lambda *failed: found.append(failed))
+  assert found[1:] == [('reading', b.name.removesuffix('-cache'), found[0][2])]
 
 
 def test_other_warnings_are_shown_as_before(tmp_path):

@@ -2,21 +2,18 @@
 
 JAX writes a file of the cache in place, so a kill or a full disk leaves it cut
 off. It then compiles the program at every start, with a warning each time, and
-never replaces the file. With zlib, it notices any other damage, too. With zstd,
-which it prefers if it is installed, it does not: a flipped bit crashes XLA or
-changes results. Only there are checksums of our own kept, because to compare
-them, all files have to be read.
+never replaces the file. Nor does it notice a file in another's place or, if it
+compresses with zstd, a flipped bit: XLA may crash, or the results may be wrong.
+So checksums of our own are kept.
 """
 
 import atexit
 from collections.abc import Callable
 import contextlib
 import glob
-import importlib.util
 import os
 import pathlib
 import re
-import sys
 import time
 from typing import Any
 import warnings
@@ -61,9 +58,8 @@ def keep_in(folder: pathlib.Path | None) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
   repair = _Repairer(str(folder))
   _on_failures(repair)
-  if sys.version_info >= (3, 14) or importlib.util.find_spec('zstandard'):
-    check(folder, repair)
-    atexit.register(record, folder)
+  check(folder, repair)
+  atexit.register(record, folder)
 
 
 def check(
@@ -74,7 +70,11 @@ def check(
   for file in folder.glob(f'*{_CRC}'):
     key = file.name.removesuffix(_CRC)
     with contextlib.suppress(OSError):
-      program = file.with_name(f'{key}{_PROGRAM}').read_bytes()
+      try:
+        program = file.with_name(f'{key}{_PROGRAM}').read_bytes()
+      except FileNotFoundError:  # JAX will write another one
+        file.unlink()
+        continue
       if file.read_text() != str(zlib.crc32(program)):
         handle('reading', key, 'its checksum is another')
 
