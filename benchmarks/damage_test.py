@@ -8,6 +8,7 @@ does so many damages to each of
   streamed  a data set of tensorflow-datasets that is streamed, likewise
   resident  one that is kept on the device, likewise
   caches    what the user's cache folder keeps of the last two
+  compiled  what it keeps of compiled programs
   stopped   a run folder with checkpoints; the run then goes on
   finished  a run folder; it is loaded, and its result is read
 
@@ -22,49 +23,23 @@ Not compared is metrics.jsonl.
 
 import argparse
 import collections
-from collections.abc import Callable
 import contextlib
-import dataclasses
-import hashlib
 import io
-import json
-import os
 import pathlib
 import random
 import shutil
 import sys
 import tempfile
 import traceback
-from typing import Any, NamedTuple
-from unittest import mock
 
-import jax
-import numpy as np
-import small_sets
+from damage_targets import TARGETS, Target
 
-from configs import quickstart
-import dnal_jax
-from dnal_jax import errors, status, summary, train
-from dnal_jax.config import parse_config
-from dnal_jax.data import Data, sources
-from dnal_jax.parallel import mesh
-from dnal_jax.workdir import architecture, data_file
+from dnal_jax import errors
 
 POINTER = (
   b'version https://git-lfs.github.com/spec/v1\n'
   b'oid sha256:' + b'4d7a2146' * 8 + b'\nsize 12345\n'
 )
-RUN = {
-  'network.width': 0.25,
-  'tensorboard': False,
-  'checkpoint_steps': 10,
-  'batch_size': 64,
-  'data.train_limit': 1280,
-  'penalty': 0.2,
-  'stages.warmup.epochs': 1,
-  'stages.search.epochs': 1,
-  'stages.finetune.epochs': 1,
-}
 
 
 # Damages to the files of a folder.
@@ -103,116 +78,6 @@ def pointer(files, rng):
 
 
 DAMAGES = (truncate, flip, delete, swap, empty, pointer)
-
-
-# What is damaged, in a folder `root`, and what is then done with it: `make` and
-# `use` get the folder, and what `use` returns is the result.
-
-
-class Target(NamedTuple):
-  make: Callable[[pathlib.Path], object]
-  use: Callable[[pathlib.Path], str]
-  damaged: str  # the part of the folder
-  may_refuse: bool = True
-
-
-def read_all(root: pathlib.Path, data: Data) -> str:
-  """Reads a data set for the run in `root`/run: all that it would train and
-  evaluate on, in order."""
-  digest = hashlib.sha256()
-
-  def add(arrays):
-    for array in jax.tree.leaves(jax.device_get(arrays)):
-      digest.update(np.asarray(array).tobytes())
-
-  with (
-    mock.patch.dict(os.environ, XDG_CACHE_HOME=str(root / 'cache')),
-    jax.set_mesh(mesh.make_mesh()),
-    contextlib.closing(
-      sources.open_source(data, seed=0, batch_size=4, eval_batch_size=4)
-    ) as source,
-  ):
-    run = root / f'run-{data.name}'
-    data_file.check_or_write(run, data.title, source.contents)
-    for step in range(source.steps_per_epoch):
-      add(source.inputs(step, 1))
-    for split in ('validation', 'test'):
-      for inputs in source.eval_inputs(split):
-        add(inputs)
-  return digest.hexdigest()
-
-
-def use_folder(root):
-  folder = str(root / 'data')
-  return read_all(root, dataclasses.replace(small_sets.STREAMED, folder=folder))
-
-
-def use_streamed(root):
-  data = {'name': 'photographs', 'dir': str(root / 'data')}
-  return read_all(root, dataclasses.replace(small_sets.STREAMED, **data))
-
-
-def use_resident(root):
-  data = dataclasses.replace(small_sets.RESIDENT, dir=str(root / 'data'))
-  return read_all(root, data)
-
-
-def use_caches(root):
-  return use_streamed(root) + use_resident(root)
-
-
-def make_records(root):
-  small_sets.write_records(root / 'data', 'photographs', 3)
-  small_sets.write_records(root / 'data', 'mnist', 1)
-
-
-def config() -> dict[str, Any]:
-  values = quickstart.get_config()
-  values.update_from_flattened_dict(RUN)
-  return values.to_dict()
-
-
-def go_on(root) -> str:
-  """The result of the run, times apart, and its weights."""
-  values = config()
-  result = train.run(parse_config(values), values, root / 'run')
-  for stage in result['stages']:
-    del stage['seconds']
-  return json.dumps(result) + read_finished(root)
-
-
-def read_finished(root) -> str:
-  run = root / 'run'
-  values = config()
-  digest = hashlib.sha256()
-  network, variables = dnal_jax.load(run)
-  for array in jax.tree.leaves(variables):
-    digest.update(np.asarray(array).tobytes())
-  widths = summary.summarise(*architecture.read(run / 'architecture.json'))
-  result = train.run(parse_config(values), values, run)
-  now = status.read(run)['now']
-  return f'{digest.hexdigest()} {network.keep} {widths} {result["top1"]} {now}'
-
-
-def make_stopped(root):
-  """A run that was stopped at the end of its warm-up."""
-  stop = mock.patch.object(
-    train, '_enter_next_stage', side_effect=errors.Stopped('here')
-  )
-  with stop, contextlib.suppress(errors.Stopped):
-    go_on(root)
-
-
-TARGETS = {
-  'folder': Target(
-    lambda root: small_sets.write_folder(root / 'data'), use_folder, 'data'
-  ),
-  'streamed': Target(make_records, use_streamed, 'data/photographs'),
-  'resident': Target(make_records, use_resident, 'data/mnist'),
-  'caches': Target(make_records, use_caches, 'cache', may_refuse=False),
-  'stopped': Target(make_stopped, go_on, 'run'),
-  'finished': Target(go_on, read_finished, 'run'),
-}
 
 
 # The trial.

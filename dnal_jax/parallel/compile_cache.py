@@ -75,7 +75,7 @@ def check(
       except FileNotFoundError:  # JAX will write another one
         file.unlink()
         continue
-      if file.read_text() != str(zlib.crc32(program)):
+      if file.read_bytes() != _crc(program):
         handle('reading', key, 'its checksum is another')
 
 
@@ -88,8 +88,12 @@ def record(folder: pathlib.Path, settled: float = _SETTLED) -> None:
       age = time.time() - program.stat().st_mtime
       if age >= settled and not file.exists():
         part = file.with_name(f'{file.name}.{os.getpid()}')
-        part.write_text(str(zlib.crc32(program.read_bytes())))
+        part.write_bytes(_crc(program.read_bytes()))
         part.replace(file)
+
+
+def _crc(program: bytes) -> bytes:
+  return str(zlib.crc32(program)).encode()
 
 
 class _Reporter:
