@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dnal_jax import errors
+from dnal_jax import errors, paths
 from dnal_jax.config import RunConfig
 from dnal_jax.parallel import mesh, processes
 from dnal_jax.resources import Resources, open_resources
@@ -40,6 +40,7 @@ def run(
     Stopped: by a signal, a save that hangs, or the loss of another process; the
       same command continues the run.
   """
+  workdir = paths.local('workdir', workdir)
   layout.check_config(workdir, config_dict)
   if (workdir / 'result.json').exists():
     print(f"'{workdir}' is finished; nothing to do. Its result:\n")

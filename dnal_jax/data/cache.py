@@ -10,18 +10,21 @@ import zipfile
 
 import numpy as np
 
-
-def path(*parts: str) -> pathlib.Path:
-  """~/.cache/dnal_jax/PARTS; XDG_CACHE_HOME replaces ~/.cache."""
-  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  # Path.expanduser would raise for a user without a home directory.
-  return pathlib.Path(os.path.expanduser(home)).joinpath('dnal_jax', *parts)
+from dnal_jax import paths
 
 
-def read(file: pathlib.Path, names: set[str]) -> dict[str, np.ndarray] | None:
+def path(*parts: str) -> pathlib.Path | None:
+  """PARTS in the cache directory; None if the user has none."""
+  directory = paths.cache_dir()
+  return directory and directory.joinpath(*parts)
+
+
+def read(
+  file: pathlib.Path | None, names: set[str]
+) -> dict[str, np.ndarray] | None:
   """The arrays of a file; None if it is missing, damaged or has others."""
   try:
-    if file.exists():
+    if file is not None and file.exists():
       with np.load(file, allow_pickle=False) as arrays:
         arrays = dict(arrays)
       return arrays if set(arrays) == names else None
@@ -30,8 +33,11 @@ def read(file: pathlib.Path, names: set[str]) -> dict[str, np.ndarray] | None:
   return None
 
 
-def write(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes the file atomically; if that fails, prints why and goes on."""
+def write(file: pathlib.Path | None, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes the file, if any, atomically; if that fails, prints why and goes
+  on."""
+  if file is None:
+    return
   part = file.with_name(f'{file.stem}.{os.getpid()}.npz')
   try:
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,11 @@ made from the headers of their records, without reading the images, and cached
 """
 
 from concurrent import futures
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnal_jax import errors
+from dnal_jax import errors, paths
 from dnal_jax.data import Data, cache, splits, tfds_sets
 from dnal_jax.data.crops import import_tensorflow
 
@@ -170,7 +169,7 @@ def _folder(data: Data) -> Opened:
   import tensorflow_datasets as tfds
 
   assert data.folder is not None
-  root = pathlib.Path(data.folder).expanduser()
+  root = paths.local('data.folder', data.folder)
   for part in ('train', 'val'):
     if not (root / part).is_dir():
       raise errors.UserError(

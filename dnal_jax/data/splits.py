@@ -1,10 +1,8 @@
 """The split into training and validation images, and known sizes."""
 
-import pathlib
-
 import numpy as np
 
-from dnal_jax import errors
+from dnal_jax import errors, paths
 from dnal_jax.data import Data
 
 _CLASSES = {'imagenet2012': 1000}
@@ -44,7 +42,7 @@ def classes(data: Data) -> int:
     UserError: it is not known.
   """
   if data.folder is not None:
-    train = pathlib.Path(data.folder).expanduser() / 'train'
+    train = paths.local('data.folder', data.folder) / 'train'
     if not train.is_dir():
       raise errors.UserError(
         f"data.folder is '{data.folder}', which has no directory 'train'; it"
