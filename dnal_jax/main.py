@@ -8,9 +8,14 @@ command resumes; 130 interrupted before the run began; 1 any other error, with a
 traceback.
 """
 
+from dnal_jax.parallel import signals, streams
+
+if __name__ == '__main__':  # before the other imports, which take seconds
+  streams.prepare()
+  signals.listen()
+
 from collections.abc import Sequence
 import os
-import pathlib
 import shlex
 import sys
 
@@ -18,7 +23,7 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
-from dnal_jax import cli, errors, train
+from dnal_jax import cli, errors, paths, train
 from dnal_jax.config import parse_config
 from dnal_jax.data import cache
 from dnal_jax.parallel import processes
@@ -63,13 +68,13 @@ def body(argv: Sequence[str]) -> None:
     raise errors.UserError(
       'both --config=configs/NAME.py and --workdir=DIR must be given'
     )
+  workdir = paths.local('--workdir', _WORKDIR.value)
   processes.join(
     _DISTRIBUTED.value,
     coordinator_address=_COORDINATOR.value,
     num_processes=_PROCESSES.value,
     process_id=_PROCESS.value,
   )
-  workdir = pathlib.Path(_WORKDIR.value)
   result = train.run(parse_config(config), config, workdir)
   print(result_file.closing_table(result))
   architecture = shlex.quote(f'--architecture={workdir}/architecture.json')
@@ -80,11 +85,11 @@ def body(argv: Sequence[str]) -> None:
 
 
 def _keep_compiled() -> None:
-  """Keeps compiled programs in the user's cache folder, so that the next start
-  is faster; a folder set by JAX's own options is left alone."""
-  if jax.config.values['jax_compilation_cache_dir'] is not None:
-    return
+  """Keeps compiled programs in the user's cache folder, if any, so that the
+  next start is faster; a folder set by JAX's own options is left alone."""
   folder = cache.path('compiled')
+  if folder is None or jax.config.values['jax_compilation_cache_dir']:
+    return
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
