@@ -23,9 +23,9 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from dnal_jax import errors
+from dnal_jax import errors, paths
 from dnal_jax.config import RENAMED_KEYS
-from dnal_jax.parallel import processes
+from dnal_jax.parallel import mesh, processes, signals, streams
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -39,8 +39,9 @@ def main(
   Ends the process at once where `run` has failed: threads of orbax may wait for
   a disk, and JAX's runtime for processes that no longer exist.
   """
-  if sys.stderr is not None:  # None where it was closed
-    faulthandler.enable()
+  streams.prepare()
+  signals.obey_as_process_1()
+  faulthandler.enable()
   flags.FLAGS.mark_as_parsed()  # of absl and other libraries, as they are
   logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)  # tensorflow-datasets logs much
@@ -113,7 +114,7 @@ def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:
 def _parse(flag_values: flags.FlagValues) -> Sequence[str]:
   """The arguments that are not flags; raises UserError if it cannot parse."""
   try:
-    return flag_values(sys.argv)
+    return flag_values([_with_home(argument) for argument in sys.argv])
   except flags.Error as error:
     lines = str(error).strip().splitlines()
     if 'Traceback (most recent call last):' in lines:  # of the config file
@@ -122,6 +123,8 @@ def _parse(flag_values: flags.FlagValues) -> Sequence[str]:
         lines.append("; run this from the project's root")
     raise errors.UserError(' '.join(lines)) from error
   except Exception as error:  # a config file may raise anything
+    if isinstance(error, RuntimeError | AssertionError):
+      mesh.check_platforms()  # JAX raises these when it registers a network
     message = str(error).replace('\\n', ' ').replace("\\'", "'").strip('\'" ')
     # The message of ml_collections for an override of a key that is missing.
     unknown = re.fullmatch(r"'?(\w+)'?( Did you mean .*)?", message)
@@ -133,6 +136,15 @@ def _parse(flag_values: flags.FlagValues) -> Sequence[str]:
     else:
       message = f'{type(error).__name__}: {message}'
     raise errors.UserError(message) from error
+
+
+def _with_home(argument: str) -> str:
+  """Shells leave the ~ of --config=~/FILE alone, and ml_collections would open
+  that file."""
+  flag, _, value = argument.partition('=')
+  if flag in ('--config', '-config') and value:
+    return f'{flag}={paths.local("--config", value)}'
+  return argument
 
 
 def _help(body: Callable[..., None], flag_values: flags.FlagValues) -> str:
