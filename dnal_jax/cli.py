@@ -28,9 +28,9 @@ from typing import Any, NoReturn
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dnal_jax import errors
+from dnal_jax import errors, paths
 from dnal_jax.config import RENAMED_KEYS
-from dnal_jax.parallel import processes
+from dnal_jax.parallel import mesh, processes, signals, streams
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -44,8 +44,9 @@ def main(
   Ends the process at once where `run` has failed: threads of orbax may wait for
   a disk, and JAX's runtime for processes that no longer exist.
   """
-  if sys.stderr is not None:  # None where it was closed
-    faulthandler.enable()
+  streams.prepare()
+  signals.obey_as_process_1()
+  faulthandler.enable()
   flags.FLAGS.mark_as_parsed()  # of absl and other libraries, as they are
   logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)  # tensorflow-datasets logs much
@@ -128,7 +129,7 @@ class _ConfigParser(flags.ArgumentParser):
     """Raises UserError if the file is missing or fails, or returns no config;
     says where."""
     file, *variant = argument.split(':', 1)
-    path = pathlib.Path(file)
+    path = paths.local('--config', file)
     if not path.is_file():
       known = [str(other) for other in path.parent.glob('*.py')]
       hint = '; give the path of a config file, such as PATH/configs/NAME.py'
@@ -137,8 +138,10 @@ class _ConfigParser(flags.ArgumentParser):
       raise errors.UserError(f"there is no file --config='{file}'{hint}")
     try:
       with _importing_from_its_project(path):
-        return _load(file, *variant)
+        return _load(path, *variant)
     except Exception as error:  # the file may raise anything
+      if isinstance(error, RuntimeError | AssertionError):
+        mesh.check_platforms()  # JAX raises these when it registers a network
       raise errors.UserError(
         f"--config='{argument}' cannot be read: {_reason(error, path)}"
       ) from error
@@ -158,8 +161,8 @@ def _importing_from_its_project(path: pathlib.Path) -> Iterator[None]:
       sys.path.remove(entry)
 
 
-def _load(file: str, *variant: str) -> ConfigDict:
-  get_config = runpy.run_path(file).get('get_config')
+def _load(path: pathlib.Path, *variant: str) -> ConfigDict:
+  get_config = runpy.run_path(str(path)).get('get_config')
   if get_config is None:
     raise AttributeError('it must define get_config(), which returns a config')
   config = get_config(*variant)

@@ -19,14 +19,13 @@ from functools import partial
 import importlib.metadata
 import json
 import os
-import pathlib
 import sys
 from typing import Any
 
 from absl import flags
 import jax
 
-from dnal_jax import cli, errors
+from dnal_jax import cli, errors, paths
 from dnal_jax.config import parse_config
 from dnal_jax.parallel import mesh
 from dnal_jax.tpu import aot, topologies
@@ -227,7 +226,7 @@ def body(argv: Sequence[str]) -> None:
   unit = n * parsed.grad_accum_steps
   net, batch = parsed.build(), parsed.batch_size
   if _ARCHITECTURE.value:
-    path = pathlib.Path(_ARCHITECTURE.value)
+    path = paths.local('--architecture', _ARCHITECTURE.value)
     net = architecture.read_learned(path, net, parsed.image_shape)
   compiler = aot.AotCompiler(parsed, net, chip)
   images = compiler.inputs(1 if _LARGEST.value else batch).images

@@ -8,14 +8,19 @@ command resumes; 130 interrupted before the run began; 1 any other error, with a
 traceback.
 """
 
+from dnal_jax.parallel import signals, streams
+
+if __name__ == '__main__':  # before the other imports, which take seconds
+  streams.prepare()
+  signals.listen()
+
 from collections.abc import Sequence
-import pathlib
 import shlex
 import sys
 
 from absl import flags
 
-from dnal_jax import cli, errors, train
+from dnal_jax import cli, errors, paths, train
 from dnal_jax.config import parse_config
 from dnal_jax.data import cache
 from dnal_jax.parallel import compile_cache, processes
@@ -58,13 +63,13 @@ def body(argv: Sequence[str]) -> None:
     raise errors.UserError(
       'both --config=configs/NAME.py and --workdir=DIR must be given'
     )
+  workdir = paths.local('--workdir', _WORKDIR.value)
   processes.join(
     _DISTRIBUTED.value,
     coordinator_address=_COORDINATOR.value,
     num_processes=_PROCESSES.value,
     process_id=_PROCESS.value,
   )
-  workdir = pathlib.Path(_WORKDIR.value)
   result = train.run(parse_config(config), config, workdir)
   print(result_file.closing_table(result))
   architecture = shlex.quote(f'--architecture={workdir}/architecture.json')

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 import jax
 
+from dnal_jax import errors
 from dnal_jax.config import RunConfig
 from dnal_jax.data import sources
 from dnal_jax.parallel import mesh, processes, stopping
@@ -42,7 +44,8 @@ def open_resources(
 
   Raises:
     UserError: batches do not fit the devices, the data cannot be read, or the
-      folder is another run's. Nothing was written then.
+      folder is another run's. Nothing was written then. Or, also inside, there
+      is not enough memory.
     Stopped: inside, another process was lost.
   """
   with (
@@ -50,6 +53,7 @@ def open_resources(
     contextlib.ExitStack() as stack,
   ):
     stack.enter_context(processes.report_lost_process())
+    stack.enter_context(_report_out_of_memory(config))
     stop = stack.enter_context(stopping.StopSignal())
     stack.enter_context(jax.set_mesh(mesh.make_mesh()))
     mesh.check_divisible(
@@ -72,3 +76,36 @@ def open_resources(
     yield Resources(
       config, workdir, source, Evaluator(source), checkpoints, writer, stop
     )
+
+
+# XLA's error where a device has too little memory, for a program or for data:
+# on CPU "Out of memory allocating 1 bytes", on GPU "Out of memory while trying
+# to allocate 1 bytes", on TPU "Ran out of memory in memory space hbm". Other
+# resources, such as the size of a message, may be exhausted as well.
+_DEVICE_IS_FULL = re.compile('RESOURCE_EXHAUSTED: (.*memory.*)')
+
+
+@contextlib.contextmanager
+def _report_out_of_memory(config: RunConfig) -> Iterator[None]:
+  """Turns what JAX and numpy raise without memory into one message.
+
+  Raises:
+    UserError: in place of such an error.
+  """
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, MemoryError) as error:
+    if isinstance(error, MemoryError):
+      reason = str(error) or 'the host has no more'
+    else:
+      found = _DEVICE_IS_FULL.match(str(error))
+      if found is None:
+        raise
+      reason = found[1].rstrip('.')
+    raise errors.UserError(
+      f'out of memory ({reason}), with batch_size {config.batch_size},'
+      f' grad_accum_steps {config.grad_accum_steps} and eval_batch_size'
+      f' {config.eval_batch_size}; make the batches smaller, or set'
+      f' --config.grad_accum_steps={2 * config.grad_accum_steps} or more, which'
+      ' computes a batch in parts'
+    ) from error

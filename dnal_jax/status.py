@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags
 
-from dnal_jax import cli, errors
+from dnal_jax import cli, errors, paths
 from dnal_jax.workdir import json_files, lock, result_file, status_file
 
 FLAGS = flags.FlagValues()
@@ -171,7 +171,7 @@ def body(argv: Sequence[str]) -> None:
   rows, failures = [], []
   for name in argv[1:]:
     try:
-      rows.append(read(pathlib.Path(name)))
+      rows.append(read(paths.local('DIR', name)))
     except errors.UserError as error:
       failures.append(str(error))
   if _JSON.value:

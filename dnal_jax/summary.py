@@ -9,16 +9,16 @@ python -m dnal_jax.summary --architecture=DIR/architecture.json --json
 from collections.abc import Sequence
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 from absl import flags
 
-from dnal_jax import cli, errors, models
+from dnal_jax import cli, errors, models, paths
 from dnal_jax.config import parse_config
 from dnal_jax.cost import exact
 from dnal_jax.graph import surgery, walk
 from dnal_jax.models import proxyless
+from dnal_jax.parallel import mesh
 from dnal_jax.workdir import architecture
 
 FLAGS = flags.FlagValues()
@@ -115,7 +115,7 @@ def _network() -> tuple[Any, tuple[int, int, int]]:
   if not _ARCHITECTURE.value:
     assert given is not None
     return given
-  path = pathlib.Path(_ARCHITECTURE.value)
+  path = paths.local('--architecture', _ARCHITECTURE.value)
   if given:
     return architecture.read_learned(path, *given), given[1]
   return architecture.read(path)
@@ -123,6 +123,7 @@ def _network() -> tuple[Any, tuple[int, int, int]]:
 
 def body(argv: Sequence[str]) -> None:
   cli.refuse_arguments(argv)
+  mesh.check_platforms()
   summary = summarise(*_network())
   print(json.dumps(summary, indent=1) if _JSON.value else table(summary))
 

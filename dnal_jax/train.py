@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dnal_jax import errors
+from dnal_jax import errors, paths
 from dnal_jax.config import RunConfig
 from dnal_jax.parallel import mesh, processes
 from dnal_jax.resources import Resources, open_resources
@@ -40,6 +40,7 @@ def run(
     Stopped: by a signal, a save that hangs, or the loss of another process; the
       same command continues the run.
   """
+  workdir = paths.local('workdir', workdir)
   layout.check_config(workdir, config_dict)
   if (workdir / 'result.json').exists():
     print(f"'{workdir}' is finished; nothing to do. Its result:\n")
@@ -286,15 +287,13 @@ def _finish(
   final, test = (
     r.evaluator(model.net, variables, split) for split in ('validation', 'test')
   )
-  class_names = r.source.contents.class_names
-  result = result_file.make_result(
-    r.config, run, model, class_names, final=final, test=test
-  )
+  names = r.source.contents.class_names
+  result = result_file.make_result(r.config, run, model, names, final, test)
   if not run.keep:
     r.writer.write_architecture(model.full_gates)
   r.writer.write_result(variables, result)
   skipped = processes.allgather_json(r.source.broken_names())
-  names = {name for of_process in skipped for name in of_process}
-  if names:
-    print(f'{len(names)} images could not be decoded and were skipped')
+  broken = {name for of_process in skipped for name in of_process}
+  if broken:
+    print(f'{len(broken)} images could not be decoded and were skipped')
   return result

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -35,6 +36,34 @@ KEYS = {
   *('top1', 'top5', 'best_checkpoint', 'compact_max_abs_diff'),
   *('test_top1', 'test_top5'),
 }
+
+
+@contextlib.contextmanager
+def ignoring(*numbers):
+  """Has processes that are started in it ignore these signals and no other,
+  whatever the shell that started pytest has them ignore."""
+  before = {
+    number: signal.signal(
+      number, signal.SIG_IGN if number in numbers else signal.SIG_DFL
+    )
+    for number in (signal.SIGHUP, signal.SIGINT)
+  }
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def cannot_unshare(*unshare):
+  """Why this command cannot start a process here; '' if it can."""
+  try:
+    done = subprocess.run(
+      (*unshare, 'true'), capture_output=True, text=True, check=False
+    )
+  except OSError as error:
+    return str(error)
+  return done.stderr.strip()
 
 
 def command(workdir, *flags, config='configs/quickstart.py'):

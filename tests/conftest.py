@@ -8,6 +8,7 @@ optimise; XLA's own passes, which tests are about, are unchanged.
 
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -18,6 +19,10 @@ _made = []
 
 
 def pytest_configure():
+  # A script that starts pytest in the background lets it, and the processes of
+  # tests, ignore SIGINT.
+  if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   if _CACHE not in os.environ:  # else a worker, or set by the user
     _made.append(tempfile.mkdtemp(prefix='dnal_jax_tests_'))
     os.environ[_CACHE] = _made[0]

@@ -1,5 +1,6 @@
 """Exit codes and messages of commands."""
 
+import glob
 import json
 import logging
 import os
@@ -216,6 +217,39 @@ def test_errors_of_plugins_of_jax_are_shown(tmp_path):
   assert 'of a library that uses absl' in done.stderr
   assert 'of orbax' not in done.stderr
   assert 'of no interest' not in done.stderr
+
+
+@pytest.mark.skipif(bool(glob.glob('/dev/nvidia*')), reason='has a GPU')
+def test_platforms_that_jax_cannot_use(tmp_path):
+  """One that it does not know, and one without a device; in a run, and in a
+  command to which a config comes that registers a network."""
+  mine = tmp_path / 'mine.py'
+  mine.write_text('import jax\ndef get_config(): jax.devices()\n')
+  quickstart = '--config=configs/quickstart.py', f'--workdir={tmp_path}/run'
+  started = [
+    (
+      platform,
+      subprocess.Popen(
+        (sys.executable, '-m', *command),
+        cwd=ROOT,
+        env={**os.environ, 'JAX_PLATFORMS': platform},
+        stderr=subprocess.PIPE,
+        text=True,
+      ),
+    )
+    for platform, *command in (
+      ('cpu,none', 'dnal_jax.main', *quickstart),
+      ('cuda', 'dnal_jax.summary', '--network=vgg7_digits'),
+      ('cuda', 'dnal_jax.summary', f'--config={mine}'),
+    )
+  ]
+  for platform, process in started:
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert err.startswith(f"error: JAX_PLATFORMS is '{platform}'")
+    assert 'unset it to let JAX choose, or set it to cpu' in err
+    assert err.count('\n') == 1
+  assert not (tmp_path / 'run').exists()
 
 
 THREAD = """

@@ -69,6 +69,8 @@ def test_unknown_name_and_missing_directory(monkeypatch):
     load(name='cifra10')
   with pytest.raises(errors.UserError, match=r"data\.dir is '/nowhere'"):
     load(name='cifar10', dir='/nowhere')
+  with pytest.raises(errors.UserError, match="read from 'foo://bucket'"):
+    load(name='cifar10', dir='foo://bucket')
   monkeypatch.setenv('TFDS_DATA_DIR', '/gone')
   with pytest.raises(errors.UserError, match="TFDS_DATA_DIR is '/gone'"):
     load(name='cifar10')

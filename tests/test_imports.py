@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'dnal_jax'
 
 # From the top down; a room may import those that its row names, all of which
-# stand below it. `errors`, `limits` and `trees` are for everyone.
+# stand below it. `errors`, `limits`, `paths` and `trees` are for everyone.
 ROOMS = {
   'commands': {
     *('train', 'tpu', 'workdir', 'config', 'cost', 'graph', 'models'),
@@ -35,7 +35,7 @@ ROOMS = {
   'ops': {'parallel'},
   'parallel': set(),
 }
-EVERYONE = {'errors', 'limits', 'trees'}
+EVERYONE = {'errors', 'limits', 'paths', 'trees'}
 # Modules that are a room of their own, or belong to `commands`.
 FLAT = {
   **dict.fromkeys(
@@ -47,6 +47,7 @@ FLAT = {
   'config': 'config',
   'errors': 'errors',
   'limits': 'limits',
+  'paths': 'paths',
   'trees': 'trees',
 }
 # Inside a room: what each module may import of it. A module that is not named
@@ -115,7 +116,10 @@ INSIDE = {
     'convolution': {'convolution_cpu', 'depthwise_cpu'},
     'convolution_cpu': {'depthwise_cpu'},
   },
-  'parallel': {'stopping': {'mesh'}},
+  'parallel': {
+    'processes': {'mesh', 'signals'},
+    'stopping': {'mesh', 'signals'},
+  },
 }
 # The compute core starts fast and runs where TensorFlow is not installed.
 CORE = {'search', 'cost', 'models', 'graph', 'nn', 'ops'}

@@ -14,6 +14,7 @@ from commands import (
   SHORT,
   assert_same,
   command,
+  ignoring,
   metrics,
   result,
   succeed,
@@ -100,27 +101,34 @@ def alone(tmp_path_factory):
   return workdir
 
 
-def start_and_signal_at(workdir, line, *signals, flags=()):
+def start_and_signal_at(workdir, line, *signals, flags=(), hang_up=False):
   """Runs until `line` is printed, then signals the whole process group.
 
-  The process must end within 30 seconds; returns its exit code and its stderr.
+  With `hang_up`, nothing that the process prints can be written from then on.
+  It must end within 30 seconds; returns its exit code and its stderr.
   """
-  process = subprocess.Popen(
-    command(workdir, *flags),
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    env={**os.environ, 'PYTHONUNBUFFERED': '1'},
-    start_new_session=True,
-  )
-  assert process.stdout is not None
+  with ignoring():
+    process = subprocess.Popen(
+      command(workdir, *flags),
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
   seen = any(printed.startswith(line) for printed in process.stdout)
+  if hang_up:
+    process.stdout.close()
+    process.stderr.close()
   if process.poll() is None:
     for number in signals:
       os.killpg(process.pid, number)
+  message = ''
   try:
-    _, message = process.communicate(timeout=30)
+    if hang_up:
+      process.wait(timeout=30)
+    else:
+      _, message = process.communicate(timeout=30)
   except subprocess.TimeoutExpired:
     os.killpg(process.pid, signal.SIGKILL)
     raise
@@ -139,18 +147,17 @@ def check_stopped(code, message, stage):
 @pytest.mark.slow
 @pytest.mark.xdist_group('run')
 def test_signals_to_a_process(alone, tmp_path):
-  """SIGKILL in the search, SIGTERM after the cut, then to the end: the files
-  are those of the run that nothing has interrupted."""
-  hurt = tmp_path / 'run'
-  killed, stopped = (
-    start_and_signal_at(hurt, line, number, flags=SHORT)
-    for line, number in (
-      ('search 1/', signal.SIGKILL),
-      ('pruned to', signal.SIGTERM),
-    )
+  """SIGKILL in the search, its terminal is closed after the cut, then to the
+  end: the files are those of the run that nothing has interrupted."""
+  hurt, kill, close = tmp_path / 'run', signal.SIGKILL, signal.SIGHUP
+  code, _ = start_and_signal_at(hurt, 'search 1/', kill, flags=SHORT)
+  assert code == -kill
+  code, _ = start_and_signal_at(
+    hurt, 'pruned to', close, flags=SHORT, hang_up=True
   )
-  assert killed[0] == -signal.SIGKILL
-  check_stopped(*stopped, 'finetune')
+  row = json.loads((hurt / 'status.json').read_text())
+  assert row['state'] == 'stopped'
+  check_stopped(code, row['message'], 'finetune')
   assert 'going on with' in succeed(hurt, *SHORT)
   assert_same(hurt, alone)
 
@@ -185,7 +192,7 @@ def test_stopped_by_signals(alone, tmp_path, capsys):
   for line, number, stage in (
     ('warmup 1/', signal.SIGTERM, 'search'),
     ('search 1/', signal.SIGINT, 'search'),
-    ('pruned to', signal.SIGTERM, 'finetune'),
+    ('pruned to', signal.SIGHUP, 'finetune'),
   ):
     at = in_process.at_line(line, in_process.send(number))
     with at, pytest.raises(errors.Stopped) as stopped:

@@ -12,19 +12,20 @@ import pathlib
 
 import numpy as np
 
+from dnal_jax import paths
+
 # An array of each file: the file's own name, by which renaming is noticed.
 _NAME = 'name'
 
 
-def path(*parts: str) -> pathlib.Path:
-  """~/.cache/dnal_jax/PARTS; XDG_CACHE_HOME replaces ~/.cache."""
-  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  # Path.expanduser would raise for a user without a home directory.
-  return pathlib.Path(os.path.expanduser(home)).joinpath('dnal_jax', *parts)
+def path(*parts: str) -> pathlib.Path | None:
+  """PARTS in the cache directory; None if the user has none."""
+  directory = paths.cache_dir()
+  return directory and directory.joinpath(*parts)
 
 
 def read(
-  file: pathlib.Path, kinds: Mapping[str, tuple[str, str]]
+  file: pathlib.Path | None, kinds: Mapping[str, tuple[str, str]]
 ) -> dict[str, np.ndarray] | None:
   """The arrays of a file; None if it is missing, damaged, was written under
   another name, or has not just the arrays of `kinds`.
@@ -33,7 +34,7 @@ def read(
   with the same letter have the same length; a digit is a length.
   """
   try:
-    if not file.is_file():
+    if file is None or not file.is_file():
       return None
     with file.open('rb') as opened, np.load(opened) as arrays:
       arrays = dict(arrays)
@@ -59,8 +60,11 @@ def _are_of(
   return arrays.keys() == kinds.keys()
 
 
-def write(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes the file atomically; if that fails, prints why and goes on."""
+def write(file: pathlib.Path | None, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes the file, if any, atomically; if that fails, prints why and goes
+  on."""
+  if file is None:
+    return
   part = file.with_name(f'{file.stem}.{os.getpid()}.npz')
   try:
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -103,14 +103,13 @@ def _tfds(data: Data) -> dict[str, np.ndarray]:
   arrays = _read_cache(root, data.name)
   if arrays is None:
     arrays = _read_tfds(data)
-    file = _cache_file(root, data.name)
-    if file is not None:
-      cache.write(file, arrays)
+    cache.write(_cache_file(root, data.name), arrays)
   return arrays
 
 
 def _cache_file(root: pathlib.Path, name: str) -> pathlib.Path | None:
-  """The cache of a prepared data set; None if it is not prepared."""
+  """The cache of a prepared data set; None if that is not prepared, or nothing
+  is cached."""
   prepared = sorted(root.glob(f'{name}/*/dataset_info.json'))
   if not prepared:
     return None
@@ -118,8 +117,7 @@ def _cache_file(root: pathlib.Path, name: str) -> pathlib.Path | None:
 
 
 def _read_cache(root: pathlib.Path, name: str) -> dict[str, np.ndarray] | None:
-  file = _cache_file(root, name)
-  return None if file is None else cache.read(file, _ARRAYS)
+  return cache.read(_cache_file(root, name), _ARRAYS)
 
 
 def _read_tfds(data: Data) -> dict[str, np.ndarray]:

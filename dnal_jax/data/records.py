@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnal_jax import errors
+from dnal_jax import errors, paths
 from dnal_jax.data import Data, folder, record_files, splits, tfds_sets
 from dnal_jax.data.contents import Contents
 from dnal_jax.data.crops import import_tensorflow
@@ -96,7 +96,7 @@ def open_splits(data: Data) -> Opened:
     UserError: it is missing or damaged, or it has not `data.classes` classes.
   """
   if data.folder is not None:
-    return _folder(data, pathlib.Path(data.folder).expanduser())
+    return _folder(data, paths.local('data.folder', data.folder))
   return _prepared(data)
 
 

@@ -1,12 +1,11 @@
 """Where the batches of a run come from."""
 
 from collections.abc import Iterator
-import pathlib
 from typing import Any, Protocol
 
 import jax
 
-from dnal_jax import errors
+from dnal_jax import errors, paths
 from dnal_jax.data import Data, folder, memory, splits
 from dnal_jax.data.batches import Batch
 from dnal_jax.data.contents import Contents
@@ -96,7 +95,7 @@ def describe_source(data: Data, *, seed: int, batch_size: int) -> Source:
     UserError: the data set is too small, or its size is not known.
   """
   if data.folder is not None:
-    root = pathlib.Path(data.folder).expanduser()
+    root = paths.local('data.folder', data.folder)
     whole = len(folder.list_images(root).train.paths)
   else:
     whole = splits.images(data)

@@ -1,10 +1,8 @@
 """The split into training and validation images, and known sizes."""
 
-import pathlib
-
 import numpy as np
 
-from dnal_jax import errors
+from dnal_jax import errors, paths
 from dnal_jax.data import Data, folder
 
 _CLASSES = {'imagenet2012': 1000}
@@ -44,7 +42,7 @@ def classes(data: Data) -> int:
     UserError: it is not known.
   """
   if data.folder is not None:
-    root = pathlib.Path(data.folder).expanduser()
+    root = paths.local('data.folder', data.folder)
     return len(folder.class_names(root))
   if data.name not in _CLASSES:
     raise errors.UserError(f"data.classes must be set for '{data.name}'")

@@ -12,7 +12,7 @@ import time
 from typing import Any
 import urllib.parse
 
-from dnal_jax import errors
+from dnal_jax import errors, paths
 from dnal_jax.data.crops import import_tensorflow
 
 # What to do about damage.
@@ -26,21 +26,26 @@ _BY_HAND = {
 
 def root(name: str, directory: str | None) -> str:
   """The directory of prepared data sets: `directory` (data.dir) if given, else
-  TFDS_DATA_DIR, else ~/tensorflow_datasets.
+  TFDS_DATA_DIR, else ~/tensorflow_datasets. Either may be a URL that
+  tensorflow-datasets reads.
 
   Raises:
     UserError: the directory does not exist.
   """
   given = directory or os.environ.get('TFDS_DATA_DIR')
   if not given:
-    return str(pathlib.Path('~/tensorflow_datasets').expanduser())
-  if '://' not in given and not pathlib.Path(given).is_dir():
-    key = 'data.dir' if directory else 'TFDS_DATA_DIR'
+    default = '~/tensorflow_datasets'
+    return str(paths.local('TFDS_DATA_DIR is not set; its default', default))
+  if '://' in given:
+    return given
+  key = 'data.dir' if directory else 'TFDS_DATA_DIR'
+  path = paths.local(key, given)
+  if not path.is_dir():
     raise errors.UserError(
       f"{key} is '{given}', which is not a directory; create it, or name the"
       f' one that holds {name}/'
     )
-  return given
+  return str(path)
 
 
 def digest(info: pathlib.Path) -> str:
@@ -78,17 +83,23 @@ def prepare(
   Raises:
     UserError: an archive is missing, or preparing fails.
   """
-  where = root(name, directory)
+  where, tars = root(name, directory), None
+  if manual:
+    tars = paths.local('--manual_dir', manual)
+  elif name in _BY_HAND:
+    key = '--manual_dir is not set; its default'
+    tars = paths.local(key, f'{where}/downloads/manual')
   builder = _builder(name, where)
   if not builder.is_prepared():
-    tars = pathlib.Path(manual or pathlib.Path(where) / 'downloads' / 'manual')
-    lacking = [f for f in _BY_HAND.get(name, ()) if not (tars / f).exists()]
+    lacking = [
+      f for f in _BY_HAND.get(name, ()) if tars and not (tars / f).exists()
+    ]
     if lacking:
       raise errors.UserError(
         f"'{tars}' lacks {' and '.join(lacking)}, which you have to"
         ' download; put both archives there, or name another --manual_dir'
       )
-    _download(builder, where, str(tars))
+    _download(builder, where, tars and str(tars))
   return builder.data_path
 
 

@@ -23,6 +23,25 @@ AXIS = 'data'
 BATCH_SHARDED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 
 
+def check_platforms() -> None:
+  """To be called before anything else uses a device: JAX itself raises in the
+  first attempt only.
+
+  Raises:
+    UserError: JAX cannot use a platform that JAX_PLATFORMS names, or has none.
+  """
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # that one without a message
+    given = jax.config.values['jax_platforms'] or ''
+    reason = str(error).partition('\n')[0].partition(' (set JAX_')[0]
+    raise errors.UserError(
+      f"JAX_PLATFORMS is '{given}', which JAX cannot use here"
+      f' ({reason or "no such device"}); unset it to let JAX choose, or set it'
+      ' to cpu'
+    ) from error
+
+
 def make_mesh(devices: Any = None) -> jax.sharding.Mesh:
   """The mesh of these devices; of all devices if None."""
   n = len(jax.devices() if devices is None else devices)

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from dnal_jax import errors
+from dnal_jax.parallel import mesh, signals
 
 T = TypeVar('T')
 
@@ -53,7 +54,8 @@ def join(
   prints to stdout.
 
   Raises:
-    UserError: the arguments contradict `how`, or the others cannot be reached.
+    UserError: the arguments contradict `how`, the others cannot be reached, or
+      JAX cannot use a platform that JAX_PLATFORMS names.
   """
   arguments = coordinator_address, num_processes, process_id
   given = arguments != (None,) * 3
@@ -63,6 +65,7 @@ def join(
         '--distributed=off, but others are named by --coordinator_address,'
         ' --num_processes or --process_id; drop one of the two'
       )
+    mesh.check_platforms()
     return
   coordinator_address = coordinator_address or os.environ.get(
     'JAX_COORDINATOR_ADDRESS'
@@ -85,6 +88,7 @@ def join(
       ' --coordinator_address=HOST:PORT (of the first), --num_processes and'
       ' --process_id (0 for the first)'
     ) from error
+  mesh.check_platforms()
   _report_abort()
   if not is_primary():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - as long as the process
@@ -204,7 +208,7 @@ def _report_abort() -> None:
 
   def exit_at_abort(number: int) -> None:
     del number
-    os.write(2, f'{message}\n'.encode())
+    signals.announce(message)
     os._exit(errors.AGAIN)
 
   message = _lost_message()

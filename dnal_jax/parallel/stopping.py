@@ -1,52 +1,54 @@
 """Stopping a run at the same step in all of its processes."""
 
-import os
 import signal
-import sys
 import threading
 from typing import Any
 
 import jax
 
 from dnal_jax import errors
-from dnal_jax.parallel import mesh
+from dnal_jax.parallel import mesh, signals
 
 
 class StopSignal:
-  """Whether SIGTERM or SIGINT was sent to any of the processes.
+  """Whether SIGTERM, SIGINT or SIGHUP was sent to any of the processes.
 
   While it is entered, the first such signal requests a stop; a second one ends
-  the process at once. All processes see the request after the same step: each
-  calls `vote` as often as the others, between the same device calls, and hands
-  the result to `count` once that call is over.
+  the process at once. What the process ignores is left alone. All processes
+  see the request after the same step: each calls `vote` as often as the others,
+  between the same device calls, and hands the result to `count` once that call
+  is over.
   """
 
   def __init__(self) -> None:
     self._signalled = False  # in this process
+    self._entered = False
     self.requested = False  # in any of them; the same in all after `count`
 
   def __enter__(self) -> 'StopSignal':
     self._before: dict[int, Any] = {}
+    self._entered = True
     # Python runs signal handlers in the main thread only.
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
+      for number in signals.heeded():
         self._before[number] = signal.signal(number, self._on_signal)
+      if signals.begin_run():
+        self._before = {}
     return self
 
   def __exit__(self, *exception: object) -> None:
+    self._entered = False
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
   def _on_signal(self, number: int, frame: Any) -> None:
     del frame
     if self._signalled:
-      signal.signal(number, signal.SIG_DFL)
-      os.kill(os.getpid(), number)
+      signals.leave(number)
     self._signalled = True
-    sys.stderr.write(
-      f'{signal.Signals(number).name}: stopping after this step, and saving;'
-      ' once more leaves at once\n'
-    )
+    what = 'stopping after this step, and saving' if self._entered else 'ending'
+    name = signal.Signals(number).name
+    signals.announce(f'{name}: {what}; once more leaves at once')
 
   def vote(self) -> jax.typing.ArrayLike:
     """Whether any process was signalled by now, to be handed to `count` later:

@@ -18,7 +18,6 @@ def make_result(
   run: RunState,
   model: PrunableModel,
   class_names: Sequence[str],
-  *,
   final: Mapping[str, float],
   test: Mapping[str, float],
 ) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Loads the final network of a run."""
 
 import os
-import pathlib
 from typing import Any
 
 import jax
 
-from dnal_jax import errors, models, trees
+from dnal_jax import errors, models, paths, trees
+from dnal_jax.parallel import mesh
 from dnal_jax.workdir import architecture, weights
 
 
@@ -18,11 +18,13 @@ def load(workdir: str | os.PathLike) -> tuple[models.Network, dict[str, Any]]:
   data.std.
 
   Raises:
-    UserError: a file is missing, damaged, or does not fit the others.
+    UserError: a file is missing, damaged, or does not fit the others; or JAX
+      cannot use a platform that JAX_PLATFORMS names.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.local('workdir', workdir)
   if not workdir.is_dir():
     raise errors.UserError(f"'{workdir}' is not a directory")
+  mesh.check_platforms()
   net, image_shape = architecture.read(workdir / 'architecture.json')
   want = architecture.form(net, image_shape).arrays
   arrays = weights.read(workdir, want)

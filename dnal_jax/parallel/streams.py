@@ -1,0 +1,55 @@
+"""Standard output and standard error that a process can lose and go on.
+
+The program that reads a pipe may end before this one (`| head`, or `| tee` at
+Ctrl-C), the disk with a log file may be full, a terminal may be closed. What is
+printed then is dropped, as a run must still save and end with its exit code.
+
+Imports the standard library only.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from typing import Any
+
+
+def prepare() -> None:
+  """Replaces `sys.stdout` and `sys.stderr`: errors when writing are ignored,
+  each line is written at once, and what the encoding lacks is escaped.
+
+  A stream that was closed becomes one that drops everything, so that no file of
+  the run gets its number.
+  """
+  for number, name in ((1, 'stdout'), (2, 'stderr')):
+    before, encoding = getattr(sys, name), 'utf-8'
+    if before is None:
+      _open_null(number)
+    else:
+      encoding = before.encoding
+      with contextlib.suppress(OSError):
+        before.flush()
+    after = io.TextIOWrapper(
+      io.BufferedWriter(_Lossy(number, 'w', closefd=False)),
+      encoding=encoding,
+      errors='backslashreplace',
+      line_buffering=True,
+    )
+    setattr(sys, name, after)
+
+
+class _Lossy(io.FileIO):
+  """Drops what cannot be written."""
+
+  def write(self, data: Any) -> int:
+    written = None  # also where another program made the file non-blocking
+    with contextlib.suppress(OSError):
+      written = super().write(data)
+    return len(data) if written is None else written
+
+
+def _open_null(number: int) -> None:
+  null = os.open(os.devnull, os.O_WRONLY)
+  if null != number:
+    os.dup2(null, number)
+    os.close(null)
