@@ -114,6 +114,7 @@ def start_and_signal_at(workdir, line, *signals, flags=(), hang_up=False):
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      env={**os.environ, 'PYTHONUNBUFFERED': ''},
       start_new_session=True,
     )
   seen = any(printed.startswith(line) for printed in process.stdout)

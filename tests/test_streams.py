@@ -32,7 +32,11 @@ def start(*arguments, before=(), **streams):
   return subprocess.Popen(
     (*before, sys.executable, '-c', PRINTS, *arguments),
     cwd=ROOT,
-    env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
+    env={
+      **os.environ,
+      'PYTHONIOENCODING': 'ascii',
+      'PYTHONUNBUFFERED': '',  # as if it were not set
+    },
     stdin=subprocess.PIPE,
     **streams,
   )
