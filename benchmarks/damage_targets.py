@@ -97,14 +97,33 @@ def make_records(root):
   small_sets.write_records(root / 'data', 'mnist', 1)
 
 
-def use_compiled(root) -> str:
-  """Compiles two programs of one name and one of another, as a start does."""
-  jax.config.update('jax_compilation_cache_dir', None)
+_CACHE_KEYS = (
+  'jax_compilation_cache_dir',
+  'jax_persistent_cache_min_compile_time_secs',
+)
+
+
+@contextlib.contextmanager
+def compiled_in(folder):
+  """Inside, JAX keeps compiled programs in that folder, as in a command."""
+  before = {key: jax.config.values[key] for key in _CACHE_KEYS}
+  jax.config.update(_CACHE_KEYS[0], None)
   compilation_cache.reset_cache()
-  with warnings.catch_warnings():
-    compile_cache.keep_in(root / 'cache')
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    found = []
+  try:
+    with warnings.catch_warnings():
+      compile_cache.keep_in(folder)
+      jax.config.update(_CACHE_KEYS[1], 0.0)
+      yield
+  finally:
+    for key, value in before.items():
+      jax.config.update(key, value)
+    compilation_cache.reset_cache()
+
+
+def use_compiled(root) -> str:
+  """Compiles two programs of one name and one of another."""
+  found = []
+  with compiled_in(root / 'cache'):
     for factor in (2, 3):
 
       def scaled(x, factor=factor):

@@ -64,6 +64,8 @@ def prepared(name: str, directory: str | None) -> Any:
   builder = _builder(name, where)
   if builder.is_prepared():
     return builder
+  if builder.data_path.is_dir():
+    raise _incomplete_error(builder.data_path)
   if name in _BY_HAND:
     raise errors.UserError(
       f"data set '{name}' is not prepared in '{where}'. Get"
@@ -116,14 +118,18 @@ def _builder(name: str, where: str) -> Any:
     return tfds.builder(name, data_dir=where)
   except tfds.core.DatasetNotFoundError as error:
     if pathlib.Path(where, name).is_dir():
-      raise errors.UserError(
-        f"'{pathlib.Path(where, name)}' is no prepared data set: a file such as"
-        f' dataset_info.json or features.json is missing; {AGAIN}'
-      ) from error
+      raise _incomplete_error(pathlib.Path(where, name)) from error
     hint = errors.did_you_mean(name, ['digits', *tfds.list_builders()])
     raise errors.UserError(f"data.name is '{name}'{hint}") from error
   except Exception as error:  # of its version, its config, or what files say
     raise _opening_error(name, where, error) from error
+
+
+def _incomplete_error(directory: os.PathLike) -> errors.UserError:
+  return errors.UserError(
+    f"'{directory}' is no prepared data set: a file such as dataset_info.json"
+    f' or features.json is missing; {AGAIN}'
+  )
 
 
 def _opening_error(name: str, where: str, error: Exception) -> errors.UserError:
