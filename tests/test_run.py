@@ -247,7 +247,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     tmp_path / 'run', 'warmup 1/', *signals, flags=SHORT
   )
   assert -code in signals
-  assert 'once more leaves at once' in message
+  assert 'leaving at once' in message
   assert 'stopped and saved' not in message
 
 

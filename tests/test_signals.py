@@ -189,3 +189,24 @@ def test_other_commands_end_by_a_signal_as_process_1():
     assert_line(process.stdout, 'begun')
     os.kill(pid, signal.SIGTERM)
     assert process.wait(timeout=10) == 143
+
+
+def test_a_signal_while_nobody_reads(importing):
+  """A pipe that is full does not keep the process."""
+  reader, writer = os.pipe()
+  with open(reader, 'rb'), open(writer, 'wb', buffering=0) as stream:
+    os.set_blocking(writer, False)
+    while stream.write(bytes(4096)):
+      pass
+    os.set_blocking(writer, True)
+    with ignoring():
+      process = subprocess.Popen(
+        command('run'), stdout=subprocess.PIPE, stderr=stream, **importing
+      )
+    with process:
+      assert process.stdout.readline() == b'importing\n'
+      process.send_signal(signal.SIGTERM)
+      try:
+        assert process.wait(timeout=SECONDS) == 75
+      finally:
+        process.kill()

@@ -13,9 +13,10 @@ Imports the standard library only.
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import threading
-from typing import Any, NoReturn
+from typing import Any
 
 from dnal_jax import errors
 
@@ -67,20 +68,25 @@ def obey_as_process_1() -> None:
         signal.signal(number, lambda number, frame: leave(number))
 
 
-def leave(number: int) -> NoReturn:
+def leave(number: int) -> None:
   """Ends this process at once: by the signal or, where the kernel does not let
-  it, with the exit code that shells give to that."""
-  # Python's own function works in the main thread only. None is SIG_DFL.
-  ctypes.CDLL(None).signal(int(number), None)
-  signal.raise_signal(number)
-  os._exit(128 + number)
+  it, with the exit code that shells give to that. Returns if another thread is
+  ending it."""
+  if _ending.acquire(blocking=False):
+    announce(f'{signal.Signals(number).name}: leaving at once')
+    # Python's own function works in the main thread only. None is SIG_DFL.
+    ctypes.CDLL(None).signal(int(number), None)
+    signal.raise_signal(number)
+    os._exit(128 + number)
 
 
 def announce(line: str) -> None:
-  """Writes a line to standard error, from a handler or from another thread."""
+  """Writes a line to standard error, from a handler or from another thread,
+  unless that would wait for whoever reads it."""
   # Not by `sys.stderr`, into which this thread may just be writing.
   with contextlib.suppress(OSError):
-    os.write(2, f'{line}\n'.encode())
+    if select.select([], [2], [], 0)[1]:
+      os.write(2, f'{line}\n'.encode())
 
 
 def _watch(pipe: int) -> None:
@@ -97,7 +103,7 @@ def _watch(pipe: int) -> None:
 
 
 def _end_before_run(number: int, frame: Any) -> None:
-  """Ends this process with a message; called in two threads at once."""
+  """Ends this process with a message, in whichever thread is first."""
   del frame
   if _ending.acquire(blocking=False):
     name = signal.Signals(number).name

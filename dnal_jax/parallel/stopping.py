@@ -44,7 +44,7 @@ class StopSignal:
   def _on_signal(self, number: int, frame: Any) -> None:
     del frame
     if self._signalled:
-      signals.leave(number)
+      return signals.leave(number)
     self._signalled = True
     what = 'stopping after this step, and saving' if self._entered else 'ending'
     name = signal.Signals(number).name
