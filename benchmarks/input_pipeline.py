@@ -1,8 +1,7 @@
 """Speed of reading training images, compared with PyTorch's DataLoader.
 
   pip install -r requirements-bench.txt
-  python benchmarks/input_pipeline.py [--images=2000] [--workers=N]
-    [--rounds=5] [--json=FILE]
+  python benchmarks/input_pipeline.py [--images=N] [--workers=N] [--json=FILE]
 
 Measures images per second and core, from JPEG files to batches of 64 crops of
 224 x 224 pixels, of

@@ -179,6 +179,11 @@ def test_a_run_on_a_folder_by_one_flag(damaged, tmp_path, capsys):
   shutil.copy(extra, extra.with_name('new.jpg'))
   message = refused('killed', *flags)
   assert "'train/ant' had 10 images and has 11. Bring it back" in message
+  extra.with_name('new.jpg').unlink()
+  for part in ('train', 'val'):  # which changes what every label means
+    (damaged / part / 'ant').rename(damaged / part / 'zebra')
+  message = refused('killed', *flags)
+  assert "class 0 was 'ant' and is 'bee'. Bring it back, or" in message
   assert got['class_names'] == list(CLASSES)
   message = refused('other', *flags, '--config.data.classes=9')
   assert f"data.classes is 9, but '{damaged}' has 3 classes" in message

@@ -18,9 +18,8 @@ from dnal_jax.workdir.checkpoint import Checkpoints
 from dnal_jax.workdir.run_state import Cursor, RunState
 
 # Orbax abandons the reads that are under way when one of them fails.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore::pytest.PytestUnraisableExceptionWarning'
-)
+IGNORED = 'ignore::pytest.PytestUnraisableExceptionWarning'
+pytestmark = pytest.mark.filterwarnings(IGNORED)
 
 
 def state(seed):

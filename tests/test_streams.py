@@ -1,6 +1,6 @@
 """Standard output and error that are lost, full or cannot show a letter.
 
-A run that loses both is in test_run.py.
+A run that loses both is in test_interrupted.py.
 """
 
 import os

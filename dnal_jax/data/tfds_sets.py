@@ -85,23 +85,22 @@ def prepare(
   Raises:
     UserError: an archive is missing, or preparing fails.
   """
-  where, tars = root(name, directory), None
-  if manual:
-    tars = paths.local('--manual_dir', manual)
-  elif name in _BY_HAND:
-    key = '--manual_dir is not set; its default'
-    tars = paths.local(key, f'{where}/downloads/manual')
+  where = root(name, directory)
+  tars = paths.local('--manual_dir', manual) if manual else None
   builder = _builder(name, where)
-  if not builder.is_prepared():
-    lacking = [
-      f for f in _BY_HAND.get(name, ()) if tars and not (tars / f).exists()
-    ]
+  if builder.is_prepared():
+    return builder.data_path
+  if name in _BY_HAND:
+    if tars is None:
+      key = '--manual_dir is not set; its default'
+      tars = paths.local(key, f'{where}/downloads/manual')
+    lacking = [file for file in _BY_HAND[name] if not (tars / file).exists()]
     if lacking:
       raise errors.UserError(
         f"'{tars}' lacks {' and '.join(lacking)}, which you have to"
         ' download; put both archives there, or name another --manual_dir'
       )
-    _download(builder, where, tars and str(tars))
+  _download(builder, where, None if tars is None else str(tars))
   return builder.data_path
 
 

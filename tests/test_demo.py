@@ -1,0 +1,117 @@
+"""The demo: what it learns, and what its folder is good for."""
+
+import json
+import re
+import signal
+import textwrap
+
+from commands import (
+  KEYS,
+  ROOT,
+  assert_same,
+  metrics,
+  result,
+  succeed,
+)
+import jax
+import pytest
+from signalling import check_stopped, start_and_signal_at
+
+from dnal_jax.cost import exact
+
+
+@pytest.fixture(scope='session')
+def demo(tmp_path_factory):
+  """The demo, undisturbed: (folder, what it printed)."""
+  workdir = tmp_path_factory.mktemp('demo') / 'run'
+  return workdir, succeed(workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('demo')
+def test_demo_learns_a_small_network(demo):
+  workdir, printed = demo
+  got = result(workdir)
+  assert set(got) == KEYS
+  assert got['baseline']['macs'] >= 5 * got['learned']['macs']
+  assert got['top1']['final'] >= got['top1']['warmup'] - 0.01
+  assert got['top1']['pruned'] == got['top1']['compact']
+  assert got['test_top1'] > 0.95
+  assert [s['steps'] for s in got['stages']] == [170, 170, 510]
+  assert 'reference macs' in printed
+  assert '-m dnal_jax.summary --architecture=' in printed
+  assert len(metrics(workdir)) == 50
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('demo')
+def test_finished_run_says_so_and_does_nothing(demo):
+  workdir, _ = demo
+  files = {f: f.stat().st_mtime_ns for f in workdir.rglob('*')}
+  assert 'is finished; nothing to do' in succeed(workdir)
+  assert {f: f.stat().st_mtime_ns for f in workdir.rglob('*')} == files
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('demo')
+def test_loaded_network_is_the_one_that_was_measured(demo):
+  """By the README's own example."""
+  workdir, _ = demo
+  readme = (ROOT / 'README.md').read_text()
+  found = re.search(
+    r'^    import dnal_jax\n.*?^    print.*?$', readme, re.M | re.S
+  )
+  assert found
+  example = textwrap.dedent(found[0]).replace('runs/demo', str(workdir))
+  *lines, last = example.splitlines()
+  names = {}
+  exec('\n'.join(lines), names)
+  top1 = eval(last.removeprefix('print'), names)
+  assert float(top1) == pytest.approx(result(workdir)['test_top1'], abs=1e-6)
+  counts = exact.count(names['net'], (8, 8, 1))
+  assert counts.params == result(workdir)['learned']['params']
+  assert counts.macs == result(workdir)['learned']['macs']
+  weights = sum(a.size for a in _leaves(names['variables']['params']))
+  assert weights == counts.params
+  versions = json.loads((workdir / 'config.json').read_text())['versions']
+  assert versions['jax'] == jax.__version__
+
+
+def _leaves(tree):
+  for value in tree.values():
+    yield from _leaves(value) if isinstance(value, dict) else (value,)
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group('demo')
+def test_killed_demo_ends_as_if_undisturbed(demo, tmp_path):
+  """The demo's processes, killed in each stage and around the cut."""
+  killed = tmp_path / 'run'
+  for line in (
+    'warmup 4/',
+    'search 6/',
+    'pruned to',
+    'finetune 1/',
+    'finetune 9/',
+  ):
+    code, _ = start_and_signal_at(killed, line, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+  assert 'going on with' in succeed(killed)
+  assert_same(killed, demo[0])
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group('demo')
+def test_stopped_demo_saves_and_goes_on_as_if_undisturbed(demo, tmp_path):
+  """The demo's processes, stopped by a signal in each stage."""
+  stopped = tmp_path / 'run'
+  for line, number in (
+    ('warmup 4/', signal.SIGTERM),
+    ('search 3/', signal.SIGTERM),
+    ('search 6/', signal.SIGINT),
+    ('finetune 9/', signal.SIGTERM),
+  ):
+    code, message = start_and_signal_at(stopped, line, number)
+    check_stopped(code, message, line.split()[0])
+  succeed(stopped)
+  assert_same(stopped, demo[0])
