@@ -8,7 +8,12 @@ SCRIPTS := $(wildcard .ci/* benchmarks/*.sh launch/*.sh tests/stand_ins/*/*)
 demo: .venv/installed
 	$(BIN)/python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
 
-test: check
+# The checks run beside the tests, which do not use two cores all of the time.
+test: .venv/dev
+	$(MAKE) --jobs=2 check short
+
+.PHONY: short
+short: .venv/dev
 	$(BIN)/python -m pytest -m 'not long'
 
 # Tests that take minutes each: many kills, many mutations, networks in full

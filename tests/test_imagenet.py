@@ -9,13 +9,23 @@ import sys
 import tarfile
 import time
 
-from commands import KEYS, ROOT, assert_same, command, fail, metrics, result
+from commands import (
+  KEYS,
+  ROOT,
+  assert_same,
+  command,
+  fail_here,
+  metrics,
+  result,
+  run_here,
+)
 import numpy as np
 from photographs import jpeg
 import pytest
 
 import dnal_jax
 from dnal_jax.cost import exact
+import dnal_jax.prepare
 
 pytestmark = pytest.mark.xdist_group('imagenet')
 TINY = (
@@ -198,17 +208,17 @@ def test_resnet50_killed_and_resumed(imagenet, tmp_path):
 @pytest.mark.slow
 def test_missing_tars_are_named(tmp_path):
   flags = ('--dataset=imagenet2012', f'--data_dir={tmp_path}')
-  done = prepare(*flags)
-  assert done.returncode == 2
-  assert 'Traceback' not in done.stderr
+  done = run_here(dnal_jax.prepare, *flags)
+  assert done.code == 2
   where = tmp_path / 'downloads' / 'manual'
   both = 'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar'
-  assert f"error: '{where}' lacks {both}" in done.stderr
+  assert f"error: '{where}' lacks {both}" in done.err
   where.mkdir(parents=True)
   (where / 'ILSVRC2012_img_train.tar').write_bytes(b'')
-  assert f"'{where}' lacks ILSVRC2012_img_val.tar" in prepare(*flags).stderr
+  done = run_here(dnal_jax.prepare, *flags)
+  assert f"'{where}' lacks ILSVRC2012_img_val.tar" in done.err
   assert not (tmp_path / 'imagenet2012').exists()
-  message = fail(
+  message = fail_here(
     tmp_path / 'run',
     f'--config.data.dir={tmp_path}',
     config='configs/mbv2_imagenet.py',

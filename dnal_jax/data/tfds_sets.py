@@ -134,6 +134,11 @@ def _incomplete_error(directory: os.PathLike) -> errors.UserError:
 def _opening_error(name: str, where: str, error: Exception) -> errors.UserError:
   """The error for a data set that tensorflow-datasets cannot open; names the
   damaged file, if one is."""
+  if '://' in where:
+    return errors.UserError(
+      f"data set '{name}' cannot be read from '{where}' ({_line(error)}); name a"
+      ' URL that TensorFlow can read, or a local directory'
+    )
   directory = pathlib.Path(where, name.split(':')[0])
   for file in sorted(directory.rglob('*.json')):
     try:
