@@ -136,8 +136,8 @@ def _opening_error(name: str, where: str, error: Exception) -> errors.UserError:
   damaged file, if one is."""
   if '://' in where:
     return errors.UserError(
-      f"data set '{name}' cannot be read from '{where}' ({_line(error)}); name a"
-      ' URL that TensorFlow can read, or a local directory'
+      f"data set '{name}' cannot be read from '{where}' ({_line(error)}); name"
+      ' a URL that TensorFlow can read, or a local directory'
     )
   directory = pathlib.Path(where, name.split(':')[0])
   for file in sorted(directory.rglob('*.json')):
