@@ -127,7 +127,7 @@ def test_report_of_a_small_network_on_four_chips():
 
 
 @needs_libtpu
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_streamed_data_set_and_two_stages_that_are_the_same_program():
   """ImageNet's images, unread, at 8 pixels; the two stages differ in their
   hyperparameters only."""
@@ -157,7 +157,7 @@ def test_a_streamed_data_set_and_two_stages_that_are_the_same_program():
 
 
 @needs_libtpu
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_learned_network_and_the_largest_batch(tmp_path):
   """With 1,140 images the largest batch is 1,024; half of the channels."""
   path = tmp_path / 'architecture.json'

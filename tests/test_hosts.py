@@ -1,7 +1,6 @@
 """Several processes are one run: real sockets, real signals, real deaths."""
 
 import json
-import shutil
 import signal
 import time
 
@@ -68,29 +67,43 @@ def alone(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group('hosts')
-def test_two_processes_survive_what_befalls_one(alone, tmp_path, capsys):
-  """A signal to one stops both at the same step; if one is killed, the other
-  ends with a message. Two processes go on to the files of the run that
-  nothing has interrupted; one process alone goes on, too."""
+def test_two_processes_train_as_one_does(alone, tmp_path):
+  """They add up the same numbers in another order, which shows more and more."""
+  in_process.run(tmp_path / 'one', *FLAGS)
+  of_one, of_two = (metrics(workdir) for workdir in (tmp_path / 'one', alone))
+  assert len(of_one) == len(of_two) == EPOCHS
+  for key in ('loss', 'validation_loss'):
+    assert of_two[0][key] == pytest.approx(of_one[0][key], rel=1e-4)
+    assert of_two[1][key] == pytest.approx(of_one[1][key], rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('hosts')
+def test_two_processes_go_on_after_one_was_killed(alone, tmp_path):
+  """The other one ends with a message. Both go on to the files of the run that
+  nothing has interrupted."""
   hurt = tmp_path / 'hurt'
-  interrupt(hurt, 'warmup 1/', signal.SIGTERM, 1)
   interrupt(hurt, 'search 2/', signal.SIGKILL, 1)
   row = json.loads((hurt / 'status.json').read_text())
   assert row['state'] == 'stopped'
   assert 'lost another one' in row['message']
-  shutil.copytree(hurt, tmp_path / 'one')
   finish(hurt)
   assert_same(hurt, alone)
 
-  in_process.run(tmp_path / 'one', *FLAGS)
+
+@pytest.mark.long
+@pytest.mark.xdist_group('hosts')
+def test_one_process_goes_on_where_two_were_stopped(alone, tmp_path, capsys):
+  hurt = tmp_path / 'hurt'
+  interrupt(hurt, 'search 2/', signal.SIGTERM, 1)
+  in_process.run(hurt, *FLAGS)
   assert 'going on with' in capsys.readouterr().out
   losses, of_two = (
-    [row['loss'] for row in metrics(workdir)]
-    for workdir in (tmp_path / 'one', alone)
+    [row['loss'] for row in metrics(workdir)] for workdir in (hurt, alone)
   )
   assert len(losses) == EPOCHS
-  assert losses[:2] == of_two[:2]  # by two processes, before the kill
-  got = result(tmp_path / 'one')
+  assert losses[:3] == of_two[:3]  # by two processes
+  got = result(hurt)
   assert got['top1']['pruned'] == got['top1']['compact']
   assert got['learned']['macs'] < got['baseline']['macs']
 

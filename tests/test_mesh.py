@@ -70,7 +70,7 @@ def check_moved(shapes, moved):
   assert moved['search']['all-reduce'] <= 1.05 * searched
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_devices_do_what_one_does(tmp_path):
   check_devices(tmp_path, 'vgg7_digits', 2, 1, epochs=2, width=0.25)
 

@@ -175,7 +175,7 @@ def check_bring_your_own_network(folder, *, short):
   return got
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bring_your_own_network_shortened(tmp_path):
   check_bring_your_own_network(tmp_path, short=True)
 
