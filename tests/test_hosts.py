@@ -68,7 +68,7 @@ def alone(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.xdist_group('hosts')
 def test_two_processes_train_as_one_does(alone, tmp_path):
-  """They add up the same numbers in another order, which shows more and more."""
+  """They add up the same numbers in another order, and differ by rounding."""
   in_process.run(tmp_path / 'one', *FLAGS)
   of_one, of_two = (metrics(workdir) for workdir in (tmp_path / 'one', alone))
   assert len(of_one) == len(of_two) == EPOCHS
