@@ -22,8 +22,12 @@ PAGES = (
 LANGUAGES = ('sh', 'python', 'text')
 # What an example has the reader fill in.
 PLACEHOLDERS = {
-  **{'LAMBDA': '0.04', 'SEED': '0', 'WIDTH': '0.1', 'SLICE': 'v5e:4x4'},
-  **{'configs/NAME.py': 'configs/quickstart.py', 'N': '64'},
+  'LAMBDA': '0.04',
+  'SEED': '0',
+  'WIDTH': '0.1',
+  'SLICE': 'v5e:4x4',
+  'configs/NAME.py': 'configs/quickstart.py',
+  'N': '64',
   'FILE': 'configs/quickstart.py',
 }
 

@@ -1,6 +1,6 @@
 """What the text of the README and of docs/ names exists: flags, files, links.
 
-`make docs` checks the site beside this: links between its pages, and docstrings.
+`make docs` checks the site: links between its pages, and docstrings.
 """
 
 import re
