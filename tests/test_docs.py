@@ -66,8 +66,9 @@ NOT_HERE = {
     'measures for minutes to hours; PyTorch, or a GPU'
   ),
 }
-# Python examples that train.
-LONG_PYTHON = ('train.run(',)
+# Python examples, by a string in them, that are compiled only, by default: they
+# train, or `test_demo.py` executes them with the network of the demo.
+LONG_PYTHON = ('train.run(', 'memory.load(data).test')
 
 
 def pending() -> bool:
