@@ -3,6 +3,7 @@
 `make docs` checks the site: links between its pages, and docstrings.
 """
 
+import json
 import re
 
 from commands import ROOT
@@ -68,6 +69,13 @@ def test_links(path):
       file = path.parent / target if target else path
       assert file.exists(), link
       assert not anchor or anchor in anchors(file), link
+
+
+def test_measured_figures_are_linked():
+  text = '\n'.join(path.read_text() for path in PAGES)
+  for path in (ROOT / 'docs' / 'results').iterdir():
+    assert json.loads(path.read_text()), path
+    assert f'results/{path.name}' in text, path
 
 
 def test_readme_is_one_page_with_the_words_people_search_for():
