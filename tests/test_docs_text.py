@@ -9,6 +9,7 @@ import re
 from commands import ROOT
 from examples import PAGES, check_module, inline_code
 import pytest
+from test_imports import FLAT, ROOMS
 
 ADDRESS = 'https://github.com/dnal-jax/dnal_jax'
 
@@ -76,6 +77,24 @@ def test_measured_figures_are_linked():
   for path in (ROOT / 'docs' / 'results').iterdir():
     assert json.loads(path.read_text()), path
     assert f'results/{path.name}' in text, path
+
+
+def test_package_table():
+  """That of docs/design.md is that of `test_imports.py`, and has all modules."""
+  page = (ROOT / 'docs' / 'design.md').read_text()
+  section = page.partition('## Packages')[2].partition('All may import')[0]
+  rows = re.findall(r'^\| (\S+) \| (.+) \|(.*)\|$', section, re.M)[1:]
+  rows = {row[0].strip('`/').removesuffix('.py'): row[1:] for row in rows}
+  assert {
+    room: set(filter(None, may.strip().split(', ')))
+    for room, (_, may) in rows.items()
+  } == ROOMS
+  for room, (holds, _) in rows.items():
+    files = (ROOT / 'dnal_jax' / room).glob('*.py')
+    modules = {file.stem for file in files}
+    modules |= {module for module, of in FLAT.items() if of == room}
+    named = set(re.findall(r'`(\w+)(?:\.py)?`', holds)) | {room}
+    assert modules - {'__init__', '__main__'} <= named, room
 
 
 def test_readme_is_one_page_with_the_words_people_search_for():
