@@ -80,7 +80,7 @@ def test_measured_figures_are_linked():
 
 
 def test_package_table():
-  """That of docs/design.md is that of `test_imports.py`, and has all modules."""
+  """In docs/design.md: the rooms of `test_imports.py`, and all modules."""
   page = (ROOT / 'docs' / 'design.md').read_text()
   section = page.partition('## Packages')[2].partition('All may import')[0]
   rows = re.findall(r'^\| (\S+) \| (.+) \|(.*)\|$', section, re.M)[1:]
