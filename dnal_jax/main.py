@@ -38,7 +38,7 @@ _DISTRIBUTED = flags.DEFINE_enum(
   'distributed',
   'auto',
   ('auto', 'on', 'off'),
-  'Whether this is one of several processes (docs/distributed.md).',
+  'Whether this is one of several processes (README, "Several hosts").',
   flag_values=FLAGS,
 )
 _COORDINATOR = flags.DEFINE_string(
