@@ -12,7 +12,7 @@ import typing
 from typing import Annotated, Any, Literal
 
 from dnal_jax import data, errors, limits, models, trees
-from dnal_jax.data import sources, splits
+from dnal_jax.data import splits
 from dnal_jax.graph import walk
 from dnal_jax.limits import Range
 from dnal_jax.training import stages
@@ -151,7 +151,8 @@ def _check_run(run: RunConfig) -> None:
   """Checks the parts of a run against each other."""
   stages.validate(run.stages)
   net, images = run.build(), run.data
-  if sources.streams(images) and images.short_side < images.image:
+  streamed = data.is_streamed(images.name, images.folder)
+  if streamed and images.short_side < images.image:
     raise errors.UserError(
       f'data.short_side is {images.short_side}, less than data.image,'
       f' {images.image}, which evaluation cuts out of it; raise it'
