@@ -17,20 +17,32 @@ though they share the names of flags.
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import difflib
 import faulthandler
 import pathlib
 import re
 import runpy
+import shlex
 import sys
+import textwrap
 import traceback
 from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+import dnal_jax
 from dnal_jax import errors, paths
 from dnal_jax.config import RENAMED_KEYS
 from dnal_jax.parallel import mesh, processes, signals, streams
+
+_LIST = '--list-overrides'
+_HELP_ON_CONFIGS = f"""
+Any value of the config is changed by a flag --config.KEY=VALUE behind
+--config=FILE, such as --config.seed=1 (seed), --config.penalty=1e-4 (lambda of
+the sparsity penalty), --config.batch_size=64, --config.network.width=0.5 or
+--config.stages.search.epochs=5. --config=FILE {_LIST} prints all of them
+with their values in that file."""
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -73,8 +85,13 @@ def run(
       exception, with its traceback.
   """
   try:
-    if '--help' in sys.argv[1:]:
+    if {'--help', '-h'} & {*sys.argv[1:]}:
       print(_help(body, flag_values))
+    elif '--version' in sys.argv[1:]:
+      print(f'dnal_jax {dnal_jax.__version__}')
+    elif 'config' in flag_values and _LIST in sys.argv[1:]:
+      _parse(flag_values)
+      print(_overrides(flag_values['config'].value))
     else:
       body(_parse(flag_values))
   except (errors.UserError, OSError) as error:
@@ -84,7 +101,7 @@ def run(
     print(stopped, file=sys.stderr)
     sys.exit(errors.AGAIN)
   except KeyboardInterrupt:
-    print('\ninterrupted; the same command goes on from the last checkpoint')
+    print('\ninterrupted', file=sys.stderr)
     sys.exit(INTERRUPTED)
   except Exception:
     traceback.print_exc()
@@ -138,13 +155,18 @@ class _ConfigParser(flags.ArgumentParser):
       raise errors.UserError(f"there is no file --config='{file}'{hint}")
     try:
       with _importing_from_its_project(path):
-        return _load(path, *variant)
+        config = _load(path, *variant)
     except Exception as error:  # the file may raise anything
       if isinstance(error, RuntimeError | AssertionError):
         mesh.check_platforms()  # JAX raises these when it registers a network
       raise errors.UserError(
         f"--config='{argument}' cannot be read: {_reason(error, path)}"
       ) from error
+    for flag in sys.argv[1:]:
+      override = re.match(r'--?(?:no)?config\.([^=]+)', flag)
+      if override:
+        _check_key(config, override[1])
+    return config
 
 
 @contextlib.contextmanager
@@ -189,38 +211,80 @@ def _reason(error: Exception, path: pathlib.Path) -> str:
   return text
 
 
+def _check_key(config: ConfigDict, key: str) -> None:
+  """Raises UserError unless the config has a value under that key."""
+  value, above = config, ''
+  for name in key.split('.'):
+    if not isinstance(value, ConfigDict):
+      return  # ml_collections knows elements of tuples, and refuses others
+    name = name.partition('[')[0]
+    if name not in value:
+      known = _keys(config)
+      names = {known_key.rpartition('.')[2] for known_key in known}
+      near = difflib.get_close_matches(RENAMED_KEYS.get(name, name), names)
+      same = [k for k in known if k.rpartition('.')[2] in near]
+      # Those beside it first.
+      same.sort(key=lambda k: k.rpartition('.')[0] != above)
+      hint = f'did you mean {" or ".join(same[:4])}?'
+      if not same:
+        hint = f'{above or "the config"} has {", ".join(value)}.'
+      raise errors.UserError(
+        f"unknown config key '{key}'; {hint} {_LIST} lists all"
+      )
+    value, above = value[name], f'{above}.{name}'.strip('.')
+
+
+def _keys(config: ConfigDict, above: str = '') -> dict[str, Any]:
+  """{'a': {'b': x}} -> {'a': {'b': x}, 'a.b': x}."""
+  found = {}
+  for name, value in config.items():
+    found[f'{above}{name}'] = value
+    if isinstance(value, ConfigDict):
+      found |= _keys(value, f'{above}{name}.')
+  return found
+
+
+def _overrides(config: ConfigDict | None) -> str:
+  """All flags --config.KEY=VALUE that a config takes, with its own values."""
+  if config is None:
+    raise errors.UserError(
+      f'{_LIST} lists the values of a config: give --config=FILE as well'
+    )
+  return '\n'.join(
+    shlex.quote(f'--config.{key}={value}')
+    for key, value in _keys(config).items()
+    if not isinstance(value, ConfigDict)
+  )
+
+
 def _parse(flag_values: flags.FlagValues) -> Sequence[str]:
   """The arguments that are not flags; raises UserError if it cannot parse."""
   try:
-    return flag_values(sys.argv)
+    return flag_values([a for a in sys.argv if a != _LIST])
   except errors.UserError:
     raise
   except flags.Error as error:
     raise errors.UserError(' '.join(str(error).split())) from error
   except Exception as error:  # of ml_collections, for --config.KEY
-    message = str(error).replace('\\n', ' ').replace("\\'", "'").strip('\'" ')
-    # The message of ml_collections for an override of a key that is missing.
-    unknown = re.fullmatch(r"'?(\w+)'?( Did you mean .*)?", message)
-    if isinstance(error, AttributeError | KeyError) and unknown:
-      hint = unknown[2] or ' The config file has no such key there.'
-      if unknown[1] in RENAMED_KEYS:
-        hint = f" Did you mean '{RENAMED_KEYS[unknown[1]]}'?"
-      message = f"unknown config key '{unknown[1]}'.{hint}"
-    else:
-      message = (
-        'a flag --config.KEY does not fit the config file'
-        f' ({type(error).__name__}: {error})'
-      )
-    raise errors.UserError(message) from error
+    raise errors.UserError(
+      'a flag --config.KEY does not fit the config file'
+      f' ({type(error).__name__}: {error})'
+    ) from error
 
 
 def _help(body: Callable[..., None], flag_values: flags.FlagValues) -> str:
-  """The docstring of the command's module, and its flags."""
+  """The docstring of the command's module, its flags, and how a config is
+  changed by flags."""
   module = sys.modules[body.__module__]
   lines = [(module.__doc__ or '').strip(), '', 'flags:']
-  for name in sorted(flag_values):
-    lines.append(f'  --{name}: {flag_values[name].help}')
-  return '\n'.join(lines)
+  for name in flag_values:
+    lines += textwrap.wrap(
+      f'--{name}: {flag_values[name].help}',
+      width=80,
+      initial_indent=' ' * 2,
+      subsequent_indent=' ' * 6,
+    )
+  return '\n'.join([*lines, _HELP_ON_CONFIGS * ('config' in flag_values)])
 
 
 def _is_not_of_orbax(record: Any) -> bool:

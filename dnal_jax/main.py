@@ -72,10 +72,11 @@ def body(argv: Sequence[str]) -> None:
   )
   result = train.run(parse_config(config), config, workdir)
   print(result_file.closing_table(result))
-  architecture = shlex.quote(f'--architecture={workdir}/architecture.json')
+  folder = shlex.quote(str(workdir))
   print(
-    f'\nnext: {sys.executable} -m dnal_jax.summary {architecture}'
-    f"\n      or, in Python, net, variables = dnal_jax.load('{workdir}')"
+    f'\nnext: {sys.executable} -m dnal_jax.predict {folder} IMAGES'
+    f'\n      {sys.executable} -m dnal_jax.summary {folder}'
+    f"\n      or, in Python, model = dnal_jax.load('{workdir}')"
   )
 
 

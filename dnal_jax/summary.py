@@ -1,6 +1,7 @@
-"""Shows the widths and the cost of a network, full or learned; needs neither
-data nor weights.
+"""Shows the widths and the cost of a network, unpruned and pruned; needs
+neither data nor weights.
 
+python -m dnal_jax.summary DIR    (the folder of a run)
 python -m dnal_jax.summary --network=resnet50
 python -m dnal_jax.summary --config=configs/vgg16_cifar10.py
 python -m dnal_jax.summary --architecture=DIR/architecture.json --json
@@ -38,8 +39,9 @@ _JSON = flags.DEFINE_bool(
 
 
 def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-  """Widths and multiply-adds of each layer, and the counts of the network: full
-  ('baseline') and learned. `image_shape` is (height, width, channels)."""
+  """Widths and multiply-adds of each layer, and the counts of the network:
+  unpruned ('baseline') and pruned ('learned'). `image_shape` is (height, width,
+  channels)."""
   full = surgery.with_keep(net, {})
   before, after = (walk.graph_of(n, image_shape) for n in (full, net))
   rows = []
@@ -75,6 +77,10 @@ def table(summary: dict[str, Any]) -> str:
   """A summary as text."""
   learned = summary['learned']
   lines = [f'{"layer":28}{"width":>8}{"":>8}{"macs":>16}']
+  if learned:
+    pair = 'unpruned', 'pruned'
+    heads = ''.join(f'{head:>9}' for head in pair)
+    lines += [f'{"":27}{heads}' + ''.join(f'{head:>16}' for head in pair)]
   for row in summary['layers']:
     line = f'{row["layer"]:28}{row["width"]:>8}'
     line += f'{row["learned_width"]:>8}' if learned else f'{"":8}'
@@ -94,37 +100,45 @@ def table(summary: dict[str, Any]) -> str:
   )
 
 
-def _network() -> tuple[Any, tuple[int, int, int]]:
-  """The network that the flags name, and (height, width, channels) of its
-  images."""
-  config = cli.config_of(_CONFIG)
-  given = None
-  if config is not None:
-    parsed = parse_config(config)
-    given = parsed.build(), parsed.image_shape
-  others = _NETWORK.value, _ARCHITECTURE.value
-  if all(others) or (given and _NETWORK.value) or not (given or any(others)):
+def _network(folder: str | None) -> tuple[Any, tuple[int, int, int]]:
+  """The network that the argument and the flags name, and (height, width,
+  channels) of its images."""
+  config, file = cli.config_of(_CONFIG), _ARCHITECTURE.value
+  named = [bool(folder), bool(_NETWORK.value), bool(file or config)]
+  if sum(named) != 1:
     raise errors.UserError(
-      'give --network=NAME, or --config=configs/NAME.py and/or'
-      ' --architecture=DIR/architecture.json (which names its network)'
+      'name one network: give the folder of a run, --network=NAME, or'
+      ' --config=configs/NAME.py and/or --architecture=DIR/architecture.json'
     )
   if _NETWORK.value:
     variant = models.get(_NETWORK.value)
     image_shape = (variant.image, variant.image, 3)
     return variant.build(classes=variant.classes), image_shape
-  if not _ARCHITECTURE.value:
+  if folder:
+    path = paths.local('DIR', folder) / 'architecture.json'
+    if not path.exists():
+      raise errors.UserError(
+        f"'{folder}' has no architecture.json, which a run writes when it"
+        ' prunes or finishes; for the unpruned network, give --config=FILE'
+      )
+    return architecture.read(path)[:2]
+  given = None
+  if config is not None:
+    parsed = parse_config(config)
+    given = parsed.build(), parsed.image_shape
+  if not file:
     assert given is not None
     return given
-  path = paths.local('--architecture', _ARCHITECTURE.value)
+  path = paths.local('--architecture', file)
   if given:
     return architecture.read_learned(path, *given), given[1]
-  return architecture.read(path)
+  return architecture.read(path)[:2]
 
 
 def body(argv: Sequence[str]) -> None:
-  cli.refuse_arguments(argv)
+  cli.refuse_arguments(argv[1:])
   mesh.check_platforms()
-  summary = summarise(*_network())
+  summary = summarise(*_network(argv[1] if argv[1:] else None))
   print(json.dumps(summary, indent=1) if _JSON.value else table(summary))
 
 

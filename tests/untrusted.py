@@ -28,7 +28,7 @@ def make(folder):
   arrays = {
     key: rng.normal(size=shape).astype(dtype)
     for key, (shape, dtype) in architecture.form(
-      *architecture.read(path)
+      *architecture.read(path)[:2]
     ).arrays.items()
   }
   weights.write(folder, arrays)

@@ -204,9 +204,7 @@ def _preprocessing(
     raise errors.UserError(f'preprocessing.{error}; {_FIX}') from error
 
 
-def _class_names(
-  value: dict[str, Any], classes: int
-) -> tuple[str, ...] | None:
+def _class_names(value: dict[str, Any], classes: int) -> tuple[str, ...] | None:
   if 'class_names' not in value:
     return None
   names = value['class_names']

@@ -173,7 +173,7 @@ def _preprocessing_of_config(
   ) as error:
     raise errors.UserError(
       f"'{workdir}' is of an earlier version, whose architecture.json does not"
-      f' say how images are resized and normalised, and its config.json does not'
+      ' say how images are resized and normalised, and its config.json does not'
       f' say it either ({error}); bring back the config.json of the run, or'
-      ' prepare the images and call net.apply(variables, images)'
+      ' normalise images of its size and call net.apply(variables, images)'
     ) from error
