@@ -17,7 +17,6 @@ though they share the names of flags.
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import difflib
 import faulthandler
 import pathlib
 import re
@@ -33,16 +32,15 @@ from ml_collections import ConfigDict, config_flags
 
 import dnal_jax
 from dnal_jax import errors, paths
-from dnal_jax.config import RENAMED_KEYS
+from dnal_jax.config import LIST_FLAG, all_keys, check_key
 from dnal_jax.parallel import mesh, processes, signals, streams
 
-_LIST = '--list-overrides'
-_HELP_ON_CONFIGS = f"""
-Any value of the config is changed by a flag --config.KEY=VALUE behind
---config=FILE, such as --config.seed=1 (seed), --config.penalty=1e-4 (lambda of
-the sparsity penalty), --config.batch_size=64, --config.network.width=0.5 or
---config.stages.search.epochs=5. --config=FILE {_LIST} prints all of them
-with their values in that file."""
+_OVERRIDES = f"""
+A flag --config.KEY=VALUE behind --config=FILE overrides a value of the config:
+  --config.seed=1  --config.batch_size=64  --config.network.width=0.5
+  --config.penalty=1e-4  --config.stages.search.epochs=5
+--config=FILE {LIST_FLAG} lists all that can be overridden, with the
+values that they have."""
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -89,9 +87,9 @@ def run(
       print(_help(body, flag_values))
     elif '--version' in sys.argv[1:]:
       print(f'dnal_jax {dnal_jax.__version__}')
-    elif 'config' in flag_values and _LIST in sys.argv[1:]:
+    elif 'config' in flag_values and LIST_FLAG in sys.argv[1:]:
       _parse(flag_values)
-      print(_overrides(flag_values['config'].value))
+      print(_overrides(config_of(flag_values['config'])))
     else:
       body(_parse(flag_values))
   except (errors.UserError, OSError) as error:
@@ -134,7 +132,7 @@ def define_config(
   return flag
 
 
-def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:
+def config_of(flag: Any) -> dict[str, Any] | None:
   """The config that a --config flag names, as nested dicts; None if none."""
   return None if flag.value is None else flag.value.to_dict()
 
@@ -165,7 +163,7 @@ class _ConfigParser(flags.ArgumentParser):
     for flag in sys.argv[1:]:
       override = re.match(r'--?(?:no)?config\.([^=]+)', flag)
       if override:
-        _check_key(config, override[1])
+        check_key(config.to_dict(preserve_field_references=True), override[1])
     return config
 
 
@@ -211,56 +209,23 @@ def _reason(error: Exception, path: pathlib.Path) -> str:
   return text
 
 
-def _check_key(config: ConfigDict, key: str) -> None:
-  """Raises UserError unless the config has a value under that key."""
-  value, above = config, ''
-  for name in key.split('.'):
-    if not isinstance(value, ConfigDict):
-      return  # ml_collections knows elements of tuples, and refuses others
-    name = name.partition('[')[0]
-    if name not in value:
-      known = _keys(config)
-      names = {known_key.rpartition('.')[2] for known_key in known}
-      near = difflib.get_close_matches(RENAMED_KEYS.get(name, name), names)
-      same = [k for k in known if k.rpartition('.')[2] in near]
-      # Those beside it first.
-      same.sort(key=lambda k: k.rpartition('.')[0] != above)
-      hint = f'did you mean {" or ".join(same[:4])}?'
-      if not same:
-        hint = f'{above or "the config"} has {", ".join(value)}.'
-      raise errors.UserError(
-        f"unknown config key '{key}'; {hint} {_LIST} lists all"
-      )
-    value, above = value[name], f'{above}.{name}'.strip('.')
-
-
-def _keys(config: ConfigDict, above: str = '') -> dict[str, Any]:
-  """{'a': {'b': x}} -> {'a': {'b': x}, 'a.b': x}."""
-  found = {}
-  for name, value in config.items():
-    found[f'{above}{name}'] = value
-    if isinstance(value, ConfigDict):
-      found |= _keys(value, f'{above}{name}.')
-  return found
-
-
-def _overrides(config: ConfigDict | None) -> str:
-  """All flags --config.KEY=VALUE that a config takes, with its own values."""
+def _overrides(config: dict[str, Any] | None) -> str:
+  """All flags --config.KEY=VALUE that change a config, with its own values."""
   if config is None:
     raise errors.UserError(
-      f'{_LIST} lists the values of a config: give --config=FILE as well'
+      f'{LIST_FLAG} lists the values of a config: give --config=FILE as well'
     )
   return '\n'.join(
     shlex.quote(f'--config.{key}={value}')
-    for key, value in _keys(config).items()
-    if not isinstance(value, ConfigDict)
+    for key, value in all_keys(config).items()
+    if not isinstance(value, dict)
   )
 
 
 def _parse(flag_values: flags.FlagValues) -> Sequence[str]:
   """The arguments that are not flags; raises UserError if it cannot parse."""
   try:
-    return flag_values([a for a in sys.argv if a != _LIST])
+    return flag_values([a for a in sys.argv if a != LIST_FLAG])
   except errors.UserError:
     raise
   except flags.Error as error:
@@ -284,7 +249,7 @@ def _help(body: Callable[..., None], flag_values: flags.FlagValues) -> str:
       initial_indent=' ' * 2,
       subsequent_indent=' ' * 6,
     )
-  return '\n'.join([*lines, _HELP_ON_CONFIGS * ('config' in flag_values)])
+  return '\n'.join([*lines, _OVERRIDES * ('config' in flag_values)])
 
 
 def _is_not_of_orbax(record: Any) -> bool:

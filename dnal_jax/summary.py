@@ -1,5 +1,6 @@
-"""Shows the widths and the cost of a network, unpruned and pruned; needs
-neither data nor weights.
+"""Shows the widths and the cost of a network, unpruned and pruned.
+
+It needs neither data nor weights.
 
 python -m dnal_jax.summary DIR    (the folder of a run)
 python -m dnal_jax.summary --network=resnet50
@@ -23,14 +24,14 @@ from dnal_jax.parallel import mesh
 from dnal_jax.workdir import architecture
 
 FLAGS = flags.FlagValues()
-_CONFIG = cli.define_config('File of a run: configs/NAME.py.', FLAGS)
+_CONFIG = cli.define_config('Config file: configs/NAME.py.', FLAGS)
 _NETWORK = flags.DEFINE_string(
-  'network', None, 'Name of a network.', flag_values=FLAGS
+  'network', None, 'Name of a network, unpruned.', flag_values=FLAGS
 )
 _ARCHITECTURE = flags.DEFINE_string(
   'architecture',
   None,
-  'Result of a search: DIR/architecture.json.',
+  'Architecture that a search has found: DIR/architecture.json.',
   flag_values=FLAGS,
 )
 _JSON = flags.DEFINE_bool(
@@ -78,9 +79,8 @@ def table(summary: dict[str, Any]) -> str:
   learned = summary['learned']
   lines = [f'{"layer":28}{"width":>8}{"":>8}{"macs":>16}']
   if learned:
-    pair = 'unpruned', 'pruned'
-    heads = ''.join(f'{head:>9}' for head in pair)
-    lines += [f'{"":27}{heads}' + ''.join(f'{head:>16}' for head in pair)]
+    line = f'{"":28}{"unpruned":>8}{"pruned":>8}'
+    lines.append(f'{line}{"unpruned":>16}{"pruned":>16}')
   for row in summary['layers']:
     line = f'{row["layer"]:28}{row["width"]:>8}'
     line += f'{row["learned_width"]:>8}' if learned else f'{"":8}'

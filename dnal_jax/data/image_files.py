@@ -8,7 +8,7 @@ import glob
 import pathlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dnal_jax import errors, paths
 from dnal_jax.data import exif, folder
@@ -74,7 +74,9 @@ def read(path: pathlib.Path, channels: int) -> np.ndarray:
       if image.mode.startswith('I;16'):  # Pillow would cut off values above 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
       pixels = np.asarray(image.convert(_MODES[channels]))
-  except Exception as error:  # of Pillow's decoders, of any kind
+  except Exception as error:  # Pillow's decoders raise any kind
     reason = ' '.join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+      reason = 'no known image format'
     raise errors.UserError(f"'{path}' cannot be decoded ({reason})") from error
   return exif.upright(pixels.reshape(*pixels.shape[:2], channels), turn)

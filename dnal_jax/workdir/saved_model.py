@@ -3,7 +3,7 @@
 B batch, H height, W width, C channels.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import os
@@ -69,24 +69,24 @@ class SavedModel:
       return self._saved.preprocessing
     return _preprocessing_of_config(self._workdir, self._saved.image_shape)
 
-  def predict(self, images: np.ndarray | Iterable[np.ndarray]) -> Predictions:
+  def predict(self, images: Any) -> Predictions:
     """Classifies images as the run's evaluation does.
 
-    They are uint8 pixels of any size: [B, H, W, C], one image [H, W, C], or
-    several of different sizes, one after the other. A single channel is
-    repeated for a network of several. They are resized and cropped or padded,
-    and normalised, as in the run's evaluation (`Preprocessing`).
+    Images are arrays of uint8 pixels of any size: [B, H, W, C], or one [H, W,
+    C], or an iterable of those, of any sizes. A single channel is repeated for
+    a network of several. They are resized, cropped or padded, and normalised as
+    in the run's evaluation (`Preprocessing`).
 
     Raises:
       UserError: images have another dtype, shape or number of channels; or no
         file says how they were prepared.
     """
-    if hasattr(images, 'shape') and np.ndim(images) != 4:
+    if isinstance(images, np.ndarray | jax.Array) and images.ndim != 4:
       images = [images]
     inputs = [self._input(image) for image in images]
     classes = self.net.classes
     logits = np.zeros((len(inputs), classes), np.float32)
-    # Few sizes, as a program is compiled for each.
+    # A program is compiled for each size of a batch.
     size = min(BATCH, 1 << max(len(inputs) - 1, 0).bit_length())
     for start in range(0, len(inputs), size):
       batch = np.stack(inputs[start : start + size])
