@@ -42,7 +42,10 @@ PLAUSIBLE = (
   *([], [0], [31], [32], list(range(32)), [5, 0], [0, 0], [0, True], [-1]),
   *({}, {'name': 'vgg7_digits'}, [8, 8, 1], [8, 8], [16, 9, 3], [[8], 8, 1]),
 )
-KEYS = (*VALID, *VALID['network'], *VALID['gates'], 'gate4_1', 'keep', UP, '')
+KEYS = (
+  *(*VALID, *VALID['network'], *VALID['preprocessing'], *VALID['gates']),
+  *('gate4_1', 'keep', UP, ''),
+)
 anything = st.recursive(
   st.none()
   | st.booleans()
@@ -60,11 +63,13 @@ anything = st.recursive(
 # Valid values of a key, so that some files can be read. There are few networks,
 # since each is traced.
 FITTING = {
-  'schema_version': st.just(1),
+  'schema_version': st.just(2),
   'name': st.just('vgg7_digits'),
   'width': st.sampled_from((1, 1.0, 2.0)),
   'classes': st.sampled_from((10, 1000)),
   'image_shape': st.sampled_from(([8, 8, 1], [16, 9, 3])),
+  **dict.fromkeys(('mean', 'std'), st.lists(st.floats(0.1, 1), max_size=3)),
+  'short_side': st.none() | st.integers(1, 20),
   **dict.fromkeys(
     VALID['gates'], st.sets(st.integers(0, 32), max_size=9).map(sorted)
   ),
@@ -104,7 +109,7 @@ class Fuzz:
     if found is None:
       return
     self.count['architectures_read'] += 1
-    net, image_shape = found
+    net, image_shape, class_names, preprocessing = found
     says = json.loads(content)
     full = models.get(says['network']['name'])
     spec = {k: says['network'][k] for k in ('classes', 'width')}
@@ -112,6 +117,11 @@ class Fuzz:
     assert type(spec['classes']) is int
     assert net == full.build(**spec, keep=FrozenDict(keep))
     assert list(image_shape) == says['image_shape']
+    assert (class_names and list(class_names)) == says.get('class_names')
+    if preprocessing is not None:
+      assert (
+        json.loads(json.dumps(preprocessing.to_json())) == says['preprocessing']
+      )
     if self.count['architectures_read'] < _LOADED:
       self.timed(dnal_jax.load, self.folder)
 
@@ -124,7 +134,7 @@ class Fuzz:
     self.count['weights_read'] += 1
     header, data = split(content)
     header.pop('__metadata__', None)
-    arrays = trees.flatten(found[1])
+    arrays = trees.flatten(found.variables)
     assert header.keys() == arrays.keys()
     for key, entry in header.items():
       start, end = entry['data_offsets']

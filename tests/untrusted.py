@@ -11,9 +11,11 @@ from dnal_jax import errors
 from dnal_jax.workdir import architecture, weights
 
 VALID = {
-  'schema_version': 1,
+  'schema_version': 2,
   'network': {'name': 'vgg7_digits', 'width': 1.0, 'classes': 10},
   'image_shape': [8, 8, 1],
+  'preprocessing': {'mean': [0.5], 'std': [0.25], 'short_side': 9},
+  'class_names': list('0123456789'),
   'gates': {f'gate{i}_{j}': [0, 5] for i in (1, 2, 3) for j in (1, 2)},
 }
 LOGITS = 'params/head/logits/bias'
