@@ -28,6 +28,10 @@ from dnal_jax.parallel import compile_cache
 from dnal_jax.workdir import saved_model
 
 FLAGS = flags.FlagValues()
+cli.define_config(
+  'Config file of the run; needed if it registers the network of the run.',
+  FLAGS,
+)
 _JSON = flags.DEFINE_bool(
   'json', False, 'Print JSON, an object for each image.', flag_values=FLAGS
 )

@@ -11,6 +11,7 @@ python -m dnal_jax.summary --architecture=DIR/architecture.json --json
 from collections.abc import Sequence
 import dataclasses
 import json
+import pathlib
 from typing import Any
 
 from absl import flags
@@ -103,36 +104,42 @@ def table(summary: dict[str, Any]) -> str:
 def _network(folder: str | None) -> tuple[Any, tuple[int, int, int]]:
   """The network that the argument and the flags name, and (height, width,
   channels) of its images."""
-  config, file = cli.config_of(_CONFIG), _ARCHITECTURE.value
-  named = [bool(folder), bool(_NETWORK.value), bool(file or config)]
-  if sum(named) != 1:
+  config, file = cli.config_of(_CONFIG), _file(folder)
+  if bool(_NETWORK.value) == bool(config or file):
     raise errors.UserError(
-      'name one network: give the folder of a run, --network=NAME, or'
-      ' --config=configs/NAME.py and/or --architecture=DIR/architecture.json'
+      'name one network: DIR, the folder of a run; or --network=NAME; or'
+      ' --config=configs/NAME.py; or --architecture=DIR/architecture.json'
     )
   if _NETWORK.value:
     variant = models.get(_NETWORK.value)
     image_shape = (variant.image, variant.image, 3)
     return variant.build(classes=variant.classes), image_shape
-  if folder:
-    path = paths.local('DIR', folder) / 'architecture.json'
-    if not path.exists():
-      raise errors.UserError(
-        f"'{folder}' has no architecture.json, which a run writes when it"
-        ' prunes or finishes; for the unpruned network, give --config=FILE'
-      )
-    return architecture.read(path)[:2]
   given = None
   if config is not None:
     parsed = parse_config(config)
     given = parsed.build(), parsed.image_shape
-  if not file:
+  if file is None:
     assert given is not None
     return given
-  path = paths.local('--architecture', file)
   if given:
-    return architecture.read_learned(path, *given), given[1]
-  return architecture.read(path)[:2]
+    return architecture.read_learned(file, *given), given[1]
+  return architecture.read(file)[:2]
+
+
+def _file(folder: str | None) -> pathlib.Path | None:
+  """The architecture.json that the argument or the flag names."""
+  if folder is None:
+    given = _ARCHITECTURE.value
+    return paths.local('--architecture', given) if given else None
+  path = paths.local('DIR', folder) / 'architecture.json'
+  if _ARCHITECTURE.value:
+    raise errors.UserError('give DIR or --architecture, not both')
+  if not path.exists():
+    raise errors.UserError(
+      f"'{folder}' has no architecture.json, which a run writes when it prunes"
+      ' or finishes; for the unpruned network, give --config=FILE'
+    )
+  return path
 
 
 def body(argv: Sequence[str]) -> None:

@@ -23,11 +23,11 @@ from flax.core import FrozenDict
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
-from untrusted import LOGITS, UP, VALID, joined, make, split
+from untrusted import LOGITS, UP, VALID, full, joined, largest, make, split
 
 import dnal_jax
 from dnal_jax import errors, models, trees
-from dnal_jax.workdir import architecture, json_files, weights
+from dnal_jax.workdir import architecture, weights
 
 ADDRESSES = 2**30  # bytes of address space beyond those of the libraries
 CLOCKS = time.perf_counter, time.process_time
@@ -117,11 +117,9 @@ class Fuzz:
     assert type(spec['classes']) is int
     assert net == full.build(**spec, keep=FrozenDict(keep))
     assert list(image_shape) == says['image_shape']
-    assert (class_names and list(class_names)) == says.get('class_names')
-    if preprocessing is not None:
-      assert (
-        json.loads(json.dumps(preprocessing.to_json())) == says['preprocessing']
-      )
+    assert list(class_names or ()) == says.get('class_names', [])
+    prepared = preprocessing and preprocessing.to_json()
+    assert json.loads(json.dumps(prepared)) == says.get('preprocessing')
     if self.count['architectures_read'] < _LOADED:
       self.timed(dnal_jax.load, self.folder)
 
@@ -149,28 +147,6 @@ def places(value, above=()):
     for key, child in pairs:
       yield (*above, key)
       yield from places(child, (*above, key))
-
-
-def full(unit: bytes) -> bytes:
-  """A JSON list of one element, repeated up to the largest file allowed."""
-  return b'[' + unit * ((json_files.MAX_BYTES - 3) // len(unit)) + b'0]'
-
-
-def largest():
-  """The files that take the most memory and time before they are refused."""
-  for unit in (b'[],', b'0,', b'"ab",', b'1e5,'):
-    yield full(unit)
-  yield b'[' + b'{"a":[[[[0]]]]},' * 16_000 + b'0]'
-  for name, classes, side in (
-    ('vgg7_digits', 10, 512),
-    ('vgg16', 100_000, 1024),
-    ('resnet50', 100_000, 1024),
-    ('mobilenet_v2', 100_000, 1024),
-  ):
-    network = {'name': name, 'width': 8, 'classes': classes}
-    shape = [side, side, 64]
-    value = {**VALID, 'network': network, 'image_shape': shape}
-    yield json.dumps(value).encode()
 
 
 @st.composite
