@@ -1,5 +1,6 @@
 """Predictions for photographs are those of a streamed run's evaluation."""
 
+import dataclasses
 import io
 
 from image_folder import CLASSES, FOLDER, open_source, write_folder
@@ -11,6 +12,7 @@ from saved_folder import evaluated, save
 
 from dnal_jax import errors
 from dnal_jax.data import crops, folder, image_files
+from dnal_jax.data.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.xdist_group('streamed')  # one process imports TF
 ORIENTATION = 0x0112  # Exif's tag
@@ -108,3 +110,11 @@ def test_files_have_one_or_three_channels():
     image_files.check_channels(channels)
   with pytest.raises(errors.UserError, match='reads 4 channels, and image fil'):
     image_files.check_channels(4)
+
+
+def test_the_thinnest_images_have_a_centre():
+  preprocessing = Preprocessing.of(dataclasses.replace(FOLDER, folder='x'))
+  for shape in ((1, 5000, 3), (5000, 1, 1), (1, 1, 3)):
+    got = preprocessing(np.full(shape, 200, np.uint8))
+    assert (got.shape, got.dtype) == ((32, 32, 3), np.uint8)
+    assert (got == 200).all()

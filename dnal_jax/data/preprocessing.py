@@ -120,47 +120,54 @@ def centre_crop(
   ScaleAndTranslate, in the same order and, so that halves are rounded alike, in
   float32 too.
   """
-  shape = image.shape[:2]
-  for axis in (0, 1):
-    resized = short_side * shape[axis] // min(shape)
-    image = _resize(image, axis, size[axis], resized)
+  (rows, row_weights), (columns, column_weights) = (
+    _taps(length, to, short_side * length // min(image.shape[:2]))
+    for length, to in zip(image.shape[:2], size, strict=True)
+  )
+  left = columns.min()
+  image = image[:, left : columns.max() + 1]
+  image = _weighted_sums(image, 0, rows, row_weights)
+  image = _weighted_sums(image, 1, columns - left, column_weights)
   return (image + np.float32(0.5)).astype(np.uint8)
 
 
-def _resize(
-  image: np.ndarray,  # [H, W, C]
-  axis: int,
+def _taps(
+  length: int,  # of the image along an axis
   size: int,  # of the crop
   resized: int,  # of the whole image after resizing
-) -> np.ndarray:  # [H, W, C] float32, with `size` on the axis
-  """The centre of the image resized along one axis.
-
-  Each pixel of the result is a weighted mean of the pixels within reach of its
-  place in the image; weights fall linearly to zero there.
-  """
+) -> tuple[np.ndarray, np.ndarray]:  # [size, T] int, [size, T] float32
+  """The T pixels that each pixel of the crop is a mean of, and their weights,
+  which fall linearly from its place in the image to zero."""
   f32 = np.float32
-  length = image.shape[axis]
   factor = f32(resized / length)
   corner = np.round(f32(resized - size) / f32(2))  # of the crop
   radius = max(f32(1), f32(1) / factor)
-  # The pixels that the crop depends on; places are counted from `first`.
+  # The part of the image that the crop depends on, where places are counted
+  # from `first`.
   first = max(np.floor(corner / factor - (radius + 1)), f32(0))
   last = np.ceil((corner + f32(size)) / factor + (radius + 1))
-  last = int(min(last, length) - first) - 1
+  last = min(last, f32(length)) - first - 1
   inverse = f32(1) / factor
   places = (np.arange(size, dtype=f32) + f32(0.5)) * inverse
   places += -inverse * (first * factor - corner)
   start = np.clip(np.ceil(places - radius - f32(0.5)), 0, last)
   stop = np.clip(np.floor(places + radius - f32(0.5)), 0, last) + 1
-  taps = np.arange(int((stop - start).max()))
-  index = start[:, None] + taps.astype(f32)  # [size, taps]
+  index = start[:, None] + np.arange((stop - start).max(), dtype=f32)
   distance = abs(index + f32(0.5) - places[:, None]) * (f32(1) / radius)
   weights = np.where(index < stop[:, None], np.maximum(1 - distance, 0), 0)
-  total = np.add.accumulate(weights, 1)[:, -1]  # in this order, too
-  weights = weights * (f32(1) / total)[:, None]
-  source = (np.minimum(index, last) + first).astype(int)
-  result = np.zeros((), f32)
-  for tap in taps:
-    of_tap = weights[:, tap].reshape(-1, *(1,) * (2 - axis))
-    result = result + image.take(source[:, tap], axis) * of_tap
-  return result
+  total = np.add.accumulate(weights, 1)[:, -1:]  # one after the other, too
+  weights = weights * (1 / np.maximum(total, np.finfo(f32).tiny))
+  return (np.minimum(index, last) + first).astype(int), weights
+
+
+def _weighted_sums(
+  image: np.ndarray,  # [H, W, C]
+  axis: int,
+  taps: np.ndarray,  # [size, T] int
+  weights: np.ndarray,  # [size, T] float32
+) -> np.ndarray:  # [H, W, C] float32, with `size` on the axis
+  sums = np.zeros((), np.float32)
+  for tap, weight in zip(taps.T, weights.T, strict=True):
+    weight = weight.reshape(-1, *(1,) * (2 - axis))
+    sums = sums + image.take(tap, axis, mode='clip') * weight
+  return sums
