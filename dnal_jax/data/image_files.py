@@ -26,8 +26,10 @@ def find(names: Sequence[str]) -> list[pathlib.Path]:
   found = []
   for name in names:
     path = paths.local('FILE', name)
-    matches = [path] if path.exists() else map(pathlib.Path, glob.glob(name))
-    files = [file for match in sorted(matches) for file in _files(match)]
+    matches = [str(path)]
+    if not path.exists():
+      matches = sorted(glob.glob(str(path), recursive=True))
+    files = [file for match in matches for file in _files(pathlib.Path(match))]
     if not files:
       raise errors.UserError(
         f"'{name}' is no image file, no folder with images (they end in"
@@ -39,12 +41,13 @@ def find(names: Sequence[str]) -> list[pathlib.Path]:
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
   """A file as it is, or the images below a folder, but for hidden ones."""
-  if not path.is_dir():
+  if path.is_file():
     return [path]
   return sorted(
     file
     for file in path.rglob('*')
     if file.suffix.lower() in folder.ENDINGS
+    and not file.is_dir()
     and not any(p.startswith('.') for p in file.relative_to(path).parts)
   )
 
