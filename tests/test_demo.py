@@ -38,7 +38,8 @@ def test_demo_learns_a_small_network(demo):
   assert got['test_top1'] > 0.95
   assert [s['steps'] for s in got['stages']] == [170, 170, 510]
   assert 'reference macs' in printed
-  assert '-m dnal_jax.summary --architecture=' in printed
+  for command in ('summary', 'predict'):
+    assert f'-m dnal_jax.{command} {workdir}' in printed
   assert len(metrics(workdir)) == 50
 
 

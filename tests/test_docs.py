@@ -31,7 +31,8 @@ GOLDEN = ROOT / 'tests' / 'golden' / 'version_1' / 'finished'
 HERE = (  # executed by `test_commands_that_need_no_time`
   r'python -m dnal_jax\.predict ',
   r'python -m dnal_jax\.status ',
-  r'python -m dnal_jax\.summary --architecture=',
+  r'python -m dnal_jax\.summary runs/demo',
+  r'python -m dnal_jax\.main --config=configs/quickstart\.py --list-overrides',
 )
 LONG = (  # executed by `make test-long`
   r'python -m dnal_jax\.summary --(network|config)=',
