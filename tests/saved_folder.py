@@ -20,7 +20,8 @@ def save(folder, data, class_names, name='vgg7_digits'):
   shape = preprocessing.image_shape
   keep = walk.graph_of(net, shape).gates
   architecture.write(folder, name, 1.0, class_names, preprocessing, keep)
-  weights.write(folder, randomised(net, shape, np.random.default_rng(0)))
+  variables = randomised(net, shape, np.random.default_rng(0))
+  weights.write(folder, jax.tree.map(np.float32, variables))
   return dnal_jax.load(folder)
 
 

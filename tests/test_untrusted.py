@@ -49,7 +49,8 @@ def huge(name):
 
   def mutate(document):
     document['network'] = {'name': name, 'width': 8, 'classes': 10}
-    document['image_shape'] = [1024, 1024, 3]
+    document['image_shape'] = [1024, 1024, 1]
+    document['preprocessing']['short_side'] = None
 
   return mutate
 

@@ -77,6 +77,11 @@ def largest():
     ('mobilenet_v2', 100_000, 1024),
   ):
     network = {'name': name, 'width': 8, 'classes': classes}
-    shape = [side, side, 64]
-    value = {**VALID, 'network': network, 'image_shape': shape}
+    value = {
+      **VALID,
+      'network': network,
+      'image_shape': [side, side, 64],
+      'preprocessing': {'mean': [1] * 64, 'std': [1] * 64, 'short_side': None},
+      'class_names': ['x'] * classes,
+    }
     yield json.dumps(value).encode()

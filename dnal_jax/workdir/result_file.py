@@ -98,7 +98,7 @@ def closing_table(result: Mapping[str, Any]) -> str:
   heads = f'{"unpruned":>16}{"pruned":>16}{"ratio":>9}' if learned else ''
   lines = [title, '', f'{"":18}{heads}'.rstrip()]
   for key, name in _COUNTS.items():
-    if key in baseline:
+    if key in baseline or key != 'weight_bytes':
       line = f'{name:18}{baseline[key]:>16,}'
       if learned:
         ratio = baseline[key] / max(learned[key], 1)
