@@ -123,9 +123,9 @@ class SavedModel:
 def load(workdir: str | os.PathLike) -> SavedModel:
   """The network of a finished run, without any training code:
 
-    model = load('runs/demo')
-    model.predict(images).top(5)
-    net, variables = model
+      model = load('runs/demo')
+      model.predict(images).top(5)
+      net, variables = model
 
   Raises:
     UserError: a file is missing, damaged, or does not fit the others; or JAX
