@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCRIPTS := $(wildcard .ci/* benchmarks/*.sh launch/*.sh tests/stand_ins/*/*)
 
-.PHONY: demo test test-long check notebooks clean
+.PHONY: demo test test-long check notebooks docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
@@ -33,8 +33,14 @@ check: .venv/dev
 notebooks: .venv/dev
 	$(BIN)/python notebooks/execute.py
 
+# The documentation as a site in build/docs; fails at a warning, such as a link
+# to a page or a heading that does not exist. In a small environment of its own, as
+# it reads the code without importing it.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --clean
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-docs build runs
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dnal_jax needs Python 3.11 or later; make PYTHON=python3.12")'
@@ -44,4 +50,9 @@ clean:
 
 .venv/dev: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv-docs/installed: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet -r requirements-docs.txt
 	touch $@

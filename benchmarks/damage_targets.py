@@ -157,7 +157,7 @@ def read_finished(root) -> str:
   network, variables = dnal_jax.load(run)
   for array in jax.tree.leaves(variables):
     digest.update(np.asarray(array).tobytes())
-  widths = summary.summarise(*architecture.read(run / 'architecture.json'))
+  widths = summary.summarise(*architecture.read(run / 'architecture.json')[:2])
   result = train.run(parse_config(values), values, run)
   now = status.read(run)['now']
   return f'{digest.hexdigest()} {network.keep} {widths} {result["top1"]} {now}'

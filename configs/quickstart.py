@@ -4,8 +4,8 @@
 
 Half a minute on 2 CPU cores. The schedule and the penalty are ours, as the
 paper has no digits. The penalty acts once per step; this search has 170 steps
-instead of thousands, so its penalty is about a hundred times as large (README,
-"Lambda").
+instead of thousands, so its penalty is about a hundred times as large
+(docs/method.md).
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,8 @@ from dnal_jax.tpu import environment
 if TYPE_CHECKING:
   from dnal_jax.workdir.saved_model import load
 
-__all__ = ['load']
+__all__ = ['__version__', 'load']
+__version__ = '0.1.0'
 
 environment.silence_libtpu(os.environ)
 

@@ -21,16 +21,26 @@ import faulthandler
 import pathlib
 import re
 import runpy
+import shlex
 import sys
+import textwrap
 import traceback
 from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+import dnal_jax
 from dnal_jax import errors, paths
-from dnal_jax.config import RENAMED_KEYS
+from dnal_jax.config import LIST_FLAG, all_keys, check_key
 from dnal_jax.parallel import mesh, processes, signals, streams
+
+_OVERRIDES = f"""
+A flag --config.KEY=VALUE behind --config=FILE overrides a value of the config:
+  --config.seed=1  --config.batch_size=64  --config.network.width=0.5
+  --config.penalty=1e-4  --config.stages.search.epochs=5
+--config=FILE {LIST_FLAG} lists all that can be overridden, with the
+values that they have."""
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -73,8 +83,13 @@ def run(
       exception, with its traceback.
   """
   try:
-    if '--help' in sys.argv[1:]:
+    if {'--help', '-h'} & {*sys.argv[1:]}:
       print(_help(body, flag_values))
+    elif '--version' in sys.argv[1:]:
+      print(f'dnal_jax {dnal_jax.__version__}')
+    elif 'config' in flag_values and LIST_FLAG in sys.argv[1:]:
+      _parse(flag_values)
+      print(_overrides(config_of(flag_values['config'])))
     else:
       body(_parse(flag_values))
   except (errors.UserError, OSError) as error:
@@ -84,7 +99,7 @@ def run(
     print(stopped, file=sys.stderr)
     sys.exit(errors.AGAIN)
   except KeyboardInterrupt:
-    print('\ninterrupted; the same command goes on from the last checkpoint')
+    print('\ninterrupted', file=sys.stderr)
     sys.exit(INTERRUPTED)
   except Exception:
     traceback.print_exc()
@@ -117,7 +132,7 @@ def define_config(
   return flag
 
 
-def config_of(flag: flags.FlagHolder) -> dict[str, Any] | None:
+def config_of(flag: Any) -> dict[str, Any] | None:
   """The config that a --config flag names, as nested dicts; None if none."""
   return None if flag.value is None else flag.value.to_dict()
 
@@ -138,13 +153,18 @@ class _ConfigParser(flags.ArgumentParser):
       raise errors.UserError(f"there is no file --config='{file}'{hint}")
     try:
       with _importing_from_its_project(path):
-        return _load(path, *variant)
+        config = _load(path, *variant)
     except Exception as error:  # the file may raise anything
       if isinstance(error, RuntimeError | AssertionError):
         mesh.check_platforms()  # JAX raises these when it registers a network
       raise errors.UserError(
         f"--config='{argument}' cannot be read: {_reason(error, path)}"
       ) from error
+    for flag in sys.argv[1:]:
+      override = re.match(r'--?(?:no)?config\.([^=]+)', flag)
+      if override:
+        check_key(config.to_dict(preserve_field_references=True), override[1])
+    return config
 
 
 @contextlib.contextmanager
@@ -189,38 +209,47 @@ def _reason(error: Exception, path: pathlib.Path) -> str:
   return text
 
 
+def _overrides(config: dict[str, Any] | None) -> str:
+  """All flags --config.KEY=VALUE that change a config, with its own values."""
+  if config is None:
+    raise errors.UserError(
+      f'{LIST_FLAG} lists the values of a config: give --config=FILE as well'
+    )
+  return '\n'.join(
+    shlex.quote(f'--config.{key}={value}')
+    for key, value in all_keys(config).items()
+    if not isinstance(value, dict)
+  )
+
+
 def _parse(flag_values: flags.FlagValues) -> Sequence[str]:
   """The arguments that are not flags; raises UserError if it cannot parse."""
   try:
-    return flag_values(sys.argv)
+    return flag_values([a for a in sys.argv if a != LIST_FLAG])
   except errors.UserError:
     raise
   except flags.Error as error:
     raise errors.UserError(' '.join(str(error).split())) from error
   except Exception as error:  # of ml_collections, for --config.KEY
-    message = str(error).replace('\\n', ' ').replace("\\'", "'").strip('\'" ')
-    # The message of ml_collections for an override of a key that is missing.
-    unknown = re.fullmatch(r"'?(\w+)'?( Did you mean .*)?", message)
-    if isinstance(error, AttributeError | KeyError) and unknown:
-      hint = unknown[2] or ' The config file has no such key there.'
-      if unknown[1] in RENAMED_KEYS:
-        hint = f" Did you mean '{RENAMED_KEYS[unknown[1]]}'?"
-      message = f"unknown config key '{unknown[1]}'.{hint}"
-    else:
-      message = (
-        'a flag --config.KEY does not fit the config file'
-        f' ({type(error).__name__}: {error})'
-      )
-    raise errors.UserError(message) from error
+    raise errors.UserError(
+      'a flag --config.KEY does not fit the config file'
+      f' ({type(error).__name__}: {error})'
+    ) from error
 
 
 def _help(body: Callable[..., None], flag_values: flags.FlagValues) -> str:
-  """The docstring of the command's module, and its flags."""
+  """The docstring of the command's module, its flags, and how a config is
+  changed by flags."""
   module = sys.modules[body.__module__]
   lines = [(module.__doc__ or '').strip(), '', 'flags:']
-  for name in sorted(flag_values):
-    lines.append(f'  --{name}: {flag_values[name].help}')
-  return '\n'.join(lines)
+  for name in flag_values:
+    lines += textwrap.wrap(
+      f'--{name}: {flag_values[name].help}',
+      width=80,
+      initial_indent=' ' * 2,
+      subsequent_indent=' ' * 6,
+    )
+  return '\n'.join([*lines, _OVERRIDES * ('config' in flag_values)])
 
 
 def _is_not_of_orbax(record: Any) -> bool:

@@ -6,13 +6,14 @@ stage by name, and `order` lists the names of those that run.
 
 from collections.abc import Iterable, Mapping
 import dataclasses
+import difflib
 import math
 import types
 import typing
 from typing import Annotated, Any, Literal
 
 from dnal_jax import data, errors, limits, models, trees
-from dnal_jax.data import sources, splits
+from dnal_jax.data import splits
 from dnal_jax.graph import walk
 from dnal_jax.limits import Range
 from dnal_jax.training import stages
@@ -20,6 +21,9 @@ from dnal_jax.training.optimizer import assign_groups
 
 # Keys at the top of a config that stages refer to: one flag sets all of them.
 _SHARED = ('penalty', 'label_smoothing', 'ema', 'nesterov')
+
+# Of commands: lists the keys of a config.
+LIST_FLAG = '--list-overrides'
 
 # Keys of earlier versions and what they are now, at the same place.
 RENAMED_KEYS = {
@@ -125,6 +129,39 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
   return run
 
 
+def check_key(config: Mapping[str, Any], key: str) -> None:
+  """Raises UserError unless a config has `key`, such as 'data.image'; names
+  keys like it, wherever they are, or those that there are in its place."""
+  value, above = config, ''
+  for name in key.split('.'):
+    if not isinstance(value, Mapping):
+      return  # ml_collections knows elements of tuples, and refuses others
+    name = name.partition('[')[0]
+    if name not in value:
+      names = {known: known.rpartition('.')[2] for known in all_keys(config)}
+      wanted = RENAMED_KEYS.get(name, name)
+      near = difflib.get_close_matches(wanted, {*names.values()}, cutoff=0.7)
+      like = [known for known in names if names[known] in near]
+      like.sort(key=lambda known: known.rpartition('.')[0] != above)
+      hint = f'did you mean {" or ".join(like[:4])}?'
+      if not like:
+        hint = f'{above or "the config"} has {", ".join(value)};'
+      raise errors.UserError(
+        f"unknown config key '{key}'; {hint} {LIST_FLAG} lists all"
+      )
+    value, above = value[name], f'{above}.{name}'.strip('.')
+
+
+def all_keys(config: Mapping[str, Any], above: str = '') -> dict[str, Any]:
+  """{'a': {'b': x}} -> {'a': {'b': x}, 'a.b': x}."""
+  found = {}
+  for name, value in config.items():
+    found[f'{above}{name}'] = value
+    if isinstance(value, Mapping):
+      found |= all_keys(value, f'{above}{name}.')
+  return found
+
+
 def _check_order(order: Any, by_name: Any) -> None:
   if not isinstance(by_name, Mapping):
     raise errors.UserError(f'stages is {by_name!r}; it must be {{name: stage}}')
@@ -151,7 +188,8 @@ def _check_run(run: RunConfig) -> None:
   """Checks the parts of a run against each other."""
   stages.validate(run.stages)
   net, images = run.build(), run.data
-  if sources.streams(images) and images.short_side < images.image:
+  streamed = data.is_streamed(images.name, images.folder)
+  if streamed and images.short_side < images.image:
     raise errors.UserError(
       f'data.short_side is {images.short_side}, less than data.image,'
       f' {images.image}, which evaluation cuts out of it; raise it'

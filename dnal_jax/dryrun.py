@@ -32,17 +32,17 @@ from dnal_jax.tpu import aot, topologies
 from dnal_jax.workdir import architecture
 
 FLAGS = flags.FlagValues()
-_CONFIG = cli.define_config('File of the run.', FLAGS)
+_CONFIG = cli.define_config('Config file: configs/NAME.py.', FLAGS)
 _TOPOLOGY = flags.DEFINE_string(
   'topology',
   None,
-  f'The slice, such as {topologies.EXAMPLES}.',
+  f'TPU slice, such as {topologies.EXAMPLES}.',
   flag_values=FLAGS,
 )
 _BATCH = flags.DEFINE_integer(
   'batch',
   None,
-  "Images per step over all chips, instead of the config's.",
+  "Global batch size, over all chips, instead of the config's.",
   flag_values=FLAGS,
 )
 _LARGEST = flags.DEFINE_bool(
@@ -54,7 +54,7 @@ _LARGEST = flags.DEFINE_bool(
 _ARCHITECTURE = flags.DEFINE_string(
   'architecture',
   None,
-  'Result of a search: DIR/architecture.json.',
+  'Architecture that a search has found: DIR/architecture.json.',
   flag_values=FLAGS,
 )
 _JSON = flags.DEFINE_bool(

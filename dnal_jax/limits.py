@@ -19,6 +19,8 @@ WIDTH = 8.0  # multiplier
 CLASSES = 100_000
 SIDE = 1024  # of an image, in pixels
 CHANNELS = 64  # of an image
+SHORT_SIDE = 16 * SIDE  # of an image before its centre is cut out
+MEAN = 10**6  # magnitude of a mean or a standard deviation of pixels
 
 
 @dataclasses.dataclass(frozen=True)

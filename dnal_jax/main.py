@@ -27,31 +27,34 @@ from dnal_jax.parallel import compile_cache, processes
 from dnal_jax.workdir import result_file
 
 FLAGS = flags.FlagValues()
-_CONFIG = cli.define_config('File of the run: configs/NAME.py.', FLAGS)
+_CONFIG = cli.define_config(
+  'Config file: configs/NAME.py, or configs/NAME.py:VARIANT.', FLAGS
+)
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'Folder of the run, which is resumed if it holds one.',
+  'Run directory, for checkpoints, metrics and the result; the run that it'
+  ' holds is resumed.',
   flag_values=FLAGS,
 )
 _DISTRIBUTED = flags.DEFINE_enum(
   'distributed',
   'auto',
   ('auto', 'on', 'off'),
-  'Whether this is one of several processes (README, "Several hosts").',
+  'Whether this is one of several processes (multi-host training).',
   flag_values=FLAGS,
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator_address',
   None,
-  'HOST:PORT of the first of several processes.',
+  'HOST:PORT of the JAX coordinator, which is process 0.',
   flag_values=FLAGS,
 )
 _PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many processes.', flag_values=FLAGS
+  'num_processes', None, 'Number of processes of the run.', flag_values=FLAGS
 )
 _PROCESS = flags.DEFINE_integer(
-  'process_id', None, 'Number of this process, from 0.', flag_values=FLAGS
+  'process_id', None, 'Index of this process, from 0.', flag_values=FLAGS
 )
 
 
@@ -72,10 +75,11 @@ def body(argv: Sequence[str]) -> None:
   )
   result = train.run(parse_config(config), config, workdir)
   print(result_file.closing_table(result))
-  architecture = shlex.quote(f'--architecture={workdir}/architecture.json')
+  folder = shlex.quote(str(workdir))
   print(
-    f'\nnext: {sys.executable} -m dnal_jax.summary {architecture}'
-    f"\n      or, in Python, net, variables = dnal_jax.load('{workdir}')"
+    f'\nnext: {sys.executable} -m dnal_jax.predict {folder} IMAGES'
+    f'\n      {sys.executable} -m dnal_jax.summary {folder}'
+    f"\n      or, in Python, model = dnal_jax.load('{workdir}')"
   )
 
 

@@ -13,18 +13,20 @@ from dnal_jax.data import tfds_sets
 
 FLAGS = flags.FlagValues()
 _DATASET = flags.DEFINE_string(
-  'dataset', None, 'Name of the data set.', flag_values=FLAGS
+  'dataset', None, 'Name of the data set (TFDS).', flag_values=FLAGS
 )
 _DATA_DIR = flags.DEFINE_string(
   'data_dir',
   None,
-  'Folder to write it to; else TFDS_DATA_DIR.',
+  'Directory of prepared data sets; by default TFDS_DATA_DIR, else'
+  ' ~/tensorflow_datasets.',
   flag_values=FLAGS,
 )
 _MANUAL_DIR = flags.DEFINE_string(
   'manual_dir',
   None,
-  'Files downloaded by hand; else DATA_DIR/downloads/manual.',
+  'Directory of archives that were downloaded by hand;'
+  ' DATA_DIR/downloads/manual by default.',
   flag_values=FLAGS,
 )
 

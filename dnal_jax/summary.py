@@ -1,6 +1,8 @@
-"""Shows the widths and the cost of a network, full or learned; needs neither
-data nor weights.
+"""Shows the widths and the cost of a network, unpruned and pruned.
 
+It needs neither data nor weights.
+
+python -m dnal_jax.summary DIR    (the folder of a run)
 python -m dnal_jax.summary --network=resnet50
 python -m dnal_jax.summary --config=configs/vgg16_cifar10.py
 python -m dnal_jax.summary --architecture=DIR/architecture.json --json
@@ -9,6 +11,7 @@ python -m dnal_jax.summary --architecture=DIR/architecture.json --json
 from collections.abc import Sequence
 import dataclasses
 import json
+import pathlib
 from typing import Any
 
 from absl import flags
@@ -22,14 +25,14 @@ from dnal_jax.parallel import mesh
 from dnal_jax.workdir import architecture
 
 FLAGS = flags.FlagValues()
-_CONFIG = cli.define_config('File of a run: configs/NAME.py.', FLAGS)
+_CONFIG = cli.define_config('Config file: configs/NAME.py.', FLAGS)
 _NETWORK = flags.DEFINE_string(
-  'network', None, 'Name of a network.', flag_values=FLAGS
+  'network', None, 'Name of a network, unpruned.', flag_values=FLAGS
 )
 _ARCHITECTURE = flags.DEFINE_string(
   'architecture',
   None,
-  'Result of a search: DIR/architecture.json.',
+  'Architecture that a search has found: DIR/architecture.json.',
   flag_values=FLAGS,
 )
 _JSON = flags.DEFINE_bool(
@@ -38,8 +41,9 @@ _JSON = flags.DEFINE_bool(
 
 
 def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-  """Widths and multiply-adds of each layer, and the counts of the network: full
-  ('baseline') and learned. `image_shape` is (height, width, channels)."""
+  """Widths and multiply-adds of each layer, and the counts of the network:
+  unpruned ('baseline') and pruned ('learned'). `image_shape` is (height, width,
+  channels)."""
   full = surgery.with_keep(net, {})
   before, after = (walk.graph_of(n, image_shape) for n in (full, net))
   rows = []
@@ -75,6 +79,9 @@ def table(summary: dict[str, Any]) -> str:
   """A summary as text."""
   learned = summary['learned']
   lines = [f'{"layer":28}{"width":>8}{"":>8}{"macs":>16}']
+  if learned:
+    line = f'{"":28}{"unpruned":>8}{"pruned":>8}'
+    lines.append(f'{line}{"unpruned":>16}{"pruned":>16}')
   for row in summary['layers']:
     line = f'{row["layer"]:28}{row["width"]:>8}'
     line += f'{row["learned_width"]:>8}' if learned else f'{"":8}'
@@ -94,37 +101,51 @@ def table(summary: dict[str, Any]) -> str:
   )
 
 
-def _network() -> tuple[Any, tuple[int, int, int]]:
-  """The network that the flags name, and (height, width, channels) of its
-  images."""
-  config = cli.config_of(_CONFIG)
-  given = None
-  if config is not None:
-    parsed = parse_config(config)
-    given = parsed.build(), parsed.image_shape
-  others = _NETWORK.value, _ARCHITECTURE.value
-  if all(others) or (given and _NETWORK.value) or not (given or any(others)):
+def _network(folder: str | None) -> tuple[Any, tuple[int, int, int]]:
+  """The network that the argument and the flags name, and (height, width,
+  channels) of its images."""
+  config, file = cli.config_of(_CONFIG), _file(folder)
+  if bool(_NETWORK.value) == bool(config or file):
     raise errors.UserError(
-      'give --network=NAME, or --config=configs/NAME.py and/or'
-      ' --architecture=DIR/architecture.json (which names its network)'
+      'name one network: DIR, the folder of a run; or --network=NAME; or'
+      ' --config=configs/NAME.py; or --architecture=DIR/architecture.json'
     )
   if _NETWORK.value:
     variant = models.get(_NETWORK.value)
     image_shape = (variant.image, variant.image, 3)
     return variant.build(classes=variant.classes), image_shape
-  if not _ARCHITECTURE.value:
+  given = None
+  if config is not None:
+    parsed = parse_config(config)
+    given = parsed.build(), parsed.image_shape
+  if file is None:
     assert given is not None
     return given
-  path = paths.local('--architecture', _ARCHITECTURE.value)
   if given:
-    return architecture.read_learned(path, *given), given[1]
-  return architecture.read(path)
+    return architecture.read_learned(file, *given), given[1]
+  return architecture.read(file)[:2]
+
+
+def _file(folder: str | None) -> pathlib.Path | None:
+  """The architecture.json that the argument or the flag names."""
+  if folder is None:
+    given = _ARCHITECTURE.value
+    return paths.local('--architecture', given) if given else None
+  path = paths.local('DIR', folder) / 'architecture.json'
+  if _ARCHITECTURE.value:
+    raise errors.UserError('give DIR or --architecture, not both')
+  if not path.exists():
+    raise errors.UserError(
+      f"'{folder}' has no architecture.json, which a run writes when it prunes"
+      ' or finishes; for the unpruned network, give --config=FILE'
+    )
+  return path
 
 
 def body(argv: Sequence[str]) -> None:
-  cli.refuse_arguments(argv)
+  cli.refuse_arguments(argv[1:])
   mesh.check_platforms()
-  summary = summarise(*_network())
+  summary = summarise(*_network(argv[1] if argv[1:] else None))
   print(json.dumps(summary, indent=1) if _JSON.value else table(summary))
 
 

@@ -32,7 +32,7 @@ LONG = (
 )
 KEYS = {
   *('network', 'dataset', 'class_names', 'seed', 'stages', 'rollbacks'),
-  *('baseline', 'learned', 'gates'),
+  *('baseline', 'learned', 'gates', 'widths'),
   *('top1', 'top5', 'best_checkpoint', 'compact_max_abs_diff'),
   *('test_top1', 'test_top5'),
 }

@@ -23,11 +23,11 @@ from flax.core import FrozenDict
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
-from untrusted import LOGITS, UP, VALID, joined, make, split
+from untrusted import LOGITS, UP, VALID, full, joined, largest, make, split
 
 import dnal_jax
 from dnal_jax import errors, models, trees
-from dnal_jax.workdir import architecture, json_files, weights
+from dnal_jax.workdir import architecture, weights
 
 ADDRESSES = 2**30  # bytes of address space beyond those of the libraries
 CLOCKS = time.perf_counter, time.process_time
@@ -42,7 +42,10 @@ PLAUSIBLE = (
   *([], [0], [31], [32], list(range(32)), [5, 0], [0, 0], [0, True], [-1]),
   *({}, {'name': 'vgg7_digits'}, [8, 8, 1], [8, 8], [16, 9, 3], [[8], 8, 1]),
 )
-KEYS = (*VALID, *VALID['network'], *VALID['gates'], 'gate4_1', 'keep', UP, '')
+KEYS = (
+  *(*VALID, *VALID['network'], *VALID['preprocessing'], *VALID['gates']),
+  *('gate4_1', 'keep', UP, ''),
+)
 anything = st.recursive(
   st.none()
   | st.booleans()
@@ -60,11 +63,13 @@ anything = st.recursive(
 # Valid values of a key, so that some files can be read. There are few networks,
 # since each is traced.
 FITTING = {
-  'schema_version': st.just(1),
+  'schema_version': st.just(2),
   'name': st.just('vgg7_digits'),
   'width': st.sampled_from((1, 1.0, 2.0)),
   'classes': st.sampled_from((10, 1000)),
   'image_shape': st.sampled_from(([8, 8, 1], [16, 9, 3])),
+  **dict.fromkeys(('mean', 'std'), st.lists(st.floats(0.1, 1), max_size=3)),
+  'short_side': st.none() | st.integers(1, 20),
   **dict.fromkeys(
     VALID['gates'], st.sets(st.integers(0, 32), max_size=9).map(sorted)
   ),
@@ -104,7 +109,7 @@ class Fuzz:
     if found is None:
       return
     self.count['architectures_read'] += 1
-    net, image_shape = found
+    net, image_shape, class_names, preprocessing = found
     says = json.loads(content)
     full = models.get(says['network']['name'])
     spec = {k: says['network'][k] for k in ('classes', 'width')}
@@ -112,6 +117,9 @@ class Fuzz:
     assert type(spec['classes']) is int
     assert net == full.build(**spec, keep=FrozenDict(keep))
     assert list(image_shape) == says['image_shape']
+    assert list(class_names or ()) == says.get('class_names', [])
+    prepared = preprocessing and preprocessing.to_json()
+    assert json.loads(json.dumps(prepared)) == says.get('preprocessing')
     if self.count['architectures_read'] < _LOADED:
       self.timed(dnal_jax.load, self.folder)
 
@@ -124,7 +132,7 @@ class Fuzz:
     self.count['weights_read'] += 1
     header, data = split(content)
     header.pop('__metadata__', None)
-    arrays = trees.flatten(found[1])
+    arrays = trees.flatten(found.variables)
     assert header.keys() == arrays.keys()
     for key, entry in header.items():
       start, end = entry['data_offsets']
@@ -139,28 +147,6 @@ def places(value, above=()):
     for key, child in pairs:
       yield (*above, key)
       yield from places(child, (*above, key))
-
-
-def full(unit: bytes) -> bytes:
-  """A JSON list of one element, repeated up to the largest file allowed."""
-  return b'[' + unit * ((json_files.MAX_BYTES - 3) // len(unit)) + b'0]'
-
-
-def largest():
-  """The files that take the most memory and time before they are refused."""
-  for unit in (b'[],', b'0,', b'"ab",', b'1e5,'):
-    yield full(unit)
-  yield b'[' + b'{"a":[[[[0]]]]},' * 16_000 + b'0]'
-  for name, classes, side in (
-    ('vgg7_digits', 10, 512),
-    ('vgg16', 100_000, 1024),
-    ('resnet50', 100_000, 1024),
-    ('mobilenet_v2', 100_000, 1024),
-  ):
-    network = {'name': name, 'width': 8, 'classes': classes}
-    shape = [side, side, 64]
-    value = {**VALID, 'network': network, 'image_shape': shape}
-    yield json.dumps(value).encode()
 
 
 @st.composite

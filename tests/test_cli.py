@@ -13,10 +13,7 @@ from absl import logging as absl_logging
 from commands import ROOT, run_here
 import pytest
 
-from dnal_jax import cli, dryrun, errors, prepare, status, summary
-import dnal_jax.main
-
-COMMANDS = [dnal_jax.main, dryrun, prepare, status, summary]
+from dnal_jax import cli, errors, summary
 
 
 def command(end):
@@ -47,8 +44,7 @@ def test_exit_codes(end, code, out, err):
 
 def test_interrupted():
   ended = run_here(command(KeyboardInterrupt()))
-  assert ended.code == 130
-  assert 'the same command goes on from the last checkpoint' in ended.out
+  assert ended == (130, '', '\ninterrupted\n')
 
 
 def test_a_bug_shows_its_traceback():
@@ -56,26 +52,6 @@ def test_a_bug_shows_its_traceback():
   assert ended.code == 1
   assert ended.err.startswith('Traceback (most recent call last):')
   assert ended.err.endswith('ZeroDivisionError: a bug\n')
-
-
-@pytest.mark.parametrize('module', COMMANDS, ids=lambda m: m.__name__)
-def test_help_shows_the_docstring_and_every_flag(module):
-  ended = run_here(module, '--help')
-  assert (ended.code, ended.err) == (0, '')
-  assert ended.out.startswith(module.__doc__.strip().splitlines()[0])
-  for name in module.FLAGS:
-    assert f'  --{name}: ' in ended.out
-
-
-@pytest.mark.parametrize('module', COMMANDS, ids=lambda m: m.__name__)
-def test_unknown_flags_and_stray_arguments(module):
-  ended = run_here(module, '--nope')
-  assert (ended.code, ended.out) == (2, '')
-  assert "error: Unknown command line flag 'nope'" in ended.err
-  if module is not status:  # whose arguments are folders
-    ended = run_here(module, 'stray')
-    assert (ended.code, ended.out) == (2, '')
-    assert "unexpected argument 'stray'; flags are --key=value" in ended.err
 
 
 def test_flags_do_not_outlive_a_command():
@@ -151,8 +127,8 @@ def test_a_config_file_that_is_missing(path, hint):
   ('flag', 'message'),
   [
     ('--config.seed=x', "config.seed=x"),
-    ('--config.data.nope=1', "unknown config key 'nope'"),
-    ('--config.nope.seed=1', "unknown config key 'nope'"),
+    ('--config.data.nope=1', "unknown config key 'data.nope'"),
+    ('--config.nope.seed=1', "unknown config key 'nope.seed'"),
     ('--config.data.name.x=1', "must be integers, not 'str'"),
   ],
 )  # fmt: skip

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import textwrap
 
 from commands import (
   KEYS,
@@ -39,7 +38,8 @@ def test_demo_learns_a_small_network(demo):
   assert got['test_top1'] > 0.95
   assert [s['steps'] for s in got['stages']] == [170, 170, 510]
   assert 'reference macs' in printed
-  assert '-m dnal_jax.summary --architecture=' in printed
+  for command in ('summary', 'predict'):
+    assert f'-m dnal_jax.{command} {workdir}' in printed
   assert len(metrics(workdir)) == 50
 
 
@@ -55,14 +55,14 @@ def test_finished_run_says_so_and_does_nothing(demo):
 @pytest.mark.slow
 @pytest.mark.xdist_group('demo')
 def test_loaded_network_is_the_one_that_was_measured(demo):
-  """By the README's own example."""
+  """By the documentation's own example."""
   workdir, _ = demo
-  readme = (ROOT / 'README.md').read_text()
+  page = (ROOT / 'docs' / 'getting-started.md').read_text()
   found = re.search(
-    r'^    import dnal_jax\n.*?^    print.*?$', readme, re.M | re.S
+    r'^import dnal_jax\nfrom [^`]*?^print.*?$', page, re.M | re.S
   )
   assert found
-  example = textwrap.dedent(found[0]).replace('runs/demo', str(workdir))
+  example = found[0].replace('runs/demo', str(workdir))
   *lines, last = example.splitlines()
   names = {}
   exec('\n'.join(lines), names)

@@ -23,11 +23,12 @@ from commands import (
 import jax
 import numpy as np
 import pytest
+from untrusted import split
 
 import dnal_jax
 from dnal_jax import status, summary
 import dnal_jax.main
-from dnal_jax.workdir import architecture
+from dnal_jax.workdir import architecture, weights
 
 GOLDEN = ROOT / 'tests/golden'
 # The config of the runs in version_1, in today's keys.
@@ -54,14 +55,20 @@ def is_golden_cpu():
 
 def assert_reproduced(workdir, golden):
   """Asserts that a run has the figures of a golden one, times apart, and its
-  channels; and besides them names of the classes."""
+  channels; beside them it has what later versions added."""
   names = {'class_names': list('0123456789')}
-  assert result(workdir) == {**result(golden), **names}
+  found, expected = result(workdir), result(golden)
+  assert found == found | expected | names | {
+    key: found[key] | expected[key] for key in ('baseline', 'learned')
+  }
   assert metrics(workdir) == metrics(golden)
   found, expected = (
     json.loads((f / 'architecture.json').read_text()) for f in (workdir, golden)
   )
-  assert found == {**expected, **names}
+  assert found == expected | names | {
+    'schema_version': 2,
+    'preprocessing': {'mean': [0.3053], 'std': [0.376], 'short_side': None},
+  }
 
 
 @pytest.fixture
@@ -76,10 +83,12 @@ def test_finished_run_loads_and_summarises(folder):
   assert logits.shape == (2, 10)
   assert np.isfinite(logits).all()
   path = folder / 'finished/architecture.json'
-  counts = summary.summarise(*architecture.read(path))
+  counts = summary.summarise(*architecture.read(path)[:2])
   recorded = result(folder / 'finished')
   for key in ('baseline', 'learned', 'gates'):
-    assert counts[key] == recorded[key]
+    assert counts[key] == counts[key] | recorded[key]
+  content = (folder / 'finished' / weights.FILE).read_bytes()
+  assert len(split(content)[1]) == counts['learned']['weight_bytes']
   ids = json.loads(path.read_text())['gates'].values()
   assert counts['gates']['kept'] == sum(map(len, ids)) > 0
 
@@ -139,11 +148,11 @@ def test_stopped_run_goes_on_to_the_end(folder, monkeypatch):
   assert result(folder / 'stopped').keys() > result(folder / 'finished').keys()
   if is_golden_cpu():
     assert_reproduced(folder / 'stopped', folder / 'finished')
-    weights, expected = (
-      (folder / name / 'model/variables.safetensors').read_bytes()
+    found, expected = (
+      (folder / name / weights.FILE).read_bytes()
       for name in ('stopped', 'finished')
     )
-    assert weights == expected
+    assert found == expected
 
 
 @pytest.mark.long
@@ -155,6 +164,6 @@ def test_demo_reproduces_its_golden_run(tmp_path):
   subprocess.run(command(workdir), cwd=ROOT, env=environment, check=True)
   golden = GOLDEN / 'demo'
   assert_reproduced(workdir, golden)
-  weights = (workdir / 'model/variables.safetensors').read_bytes()
+  content = (workdir / weights.FILE).read_bytes()
   digest = (golden / 'variables.sha256').read_text().split()[0]
-  assert hashlib.sha256(weights).hexdigest() == digest
+  assert hashlib.sha256(content).hexdigest() == digest

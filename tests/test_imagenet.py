@@ -85,7 +85,7 @@ SYNSETS = ('n01751748', 'n09193705', 'n02105855', 'n04263257')
 
 @pytest.fixture(scope='session')
 def imagenet(tmp_path_factory):
-  """A directory with imagenet2012, prepared from tars as the README says."""
+  """A directory with imagenet2012, prepared from tars as docs/data.md says."""
   root = tmp_path_factory.mktemp('imagenet')
   write_tars(root / 'tars', SYNSETS)
   flags = ('--dataset=imagenet2012', f'--data_dir={root}')

@@ -39,7 +39,11 @@ EVERYONE = {'errors', 'limits', 'paths', 'trees'}
 # Modules that are a room of their own, or belong to `commands`.
 FLAT = {
   **dict.fromkeys(
-    ('cli', 'main', 'summary', 'status', 'dryrun', 'prepare'), 'commands'
+    (
+      *('__main__', 'cli', 'main', 'summary', 'status', 'dryrun', 'prepare'),
+      'predict',
+    ),
+    'commands',
   ),
   '__init__': 'commands',
   'train': 'train',
@@ -64,7 +68,7 @@ INSIDE = {
     'lock': {'json_files', 'layout'},
     'metrics_file': {'json_files'},
     'result_file': {'checksums', 'json_files', 'run_state'},
-    'saved_model': {'architecture', 'weights'},
+    'saved_model': {'architecture', 'json_files', 'weights'},
     'status_file': {'json_files', 'lock'},
     'weights': {'checksums', 'json_files'},
     'writer': {
@@ -96,7 +100,12 @@ INSIDE = {
   'data': {
     'crops': {'exif'},
     'folder': {'contents'},
-    'memory': {'cache', 'contents', 'record_files', 'splits', 'tfds_sets'},
+    'batches': {'preprocessing'},
+    'image_files': {'exif', 'folder'},
+    'memory': {
+      *('cache', 'contents', 'preprocessing', 'record_files', 'splits'),
+      'tfds_sets',
+    },
     'record_files': {'cache', 'contents', 'crops', 'tfds_sets'},
     'records': {
       *('contents', 'crops', 'folder', 'record_files', 'splits', 'tfds_sets'),
@@ -104,8 +113,7 @@ INSIDE = {
     'pipeline': {'crops', 'records'},
     'resident': {'batches', 'contents', 'memory'},
     'sources': {
-      *('batches', 'contents', 'folder', 'memory', 'resident', 'splits'),
-      'streamed',
+      *('batches', 'contents', 'folder', 'resident', 'splits', 'streamed'),
     },
     'splits': {'folder'},
     'streamed': {'batches', 'contents', 'pipeline', 'records', 'splits'},

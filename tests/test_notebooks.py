@@ -37,8 +37,9 @@ def kinds(cell):
 
 
 def shape(text):
-  """The text without numbers and spaces, which differ between machines."""
-  return re.sub(r'\d[\d.,e+-]*|\s+', ' ', text).split()
+  """The text without numbers, bars and spaces, which differ between
+  machines."""
+  return re.sub(r'\d[\d.,e+-]*|[#.]{6,}|\s+', ' ', text).split()
 
 
 # A cell that shortens the runs of a notebook, put behind the first.

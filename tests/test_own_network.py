@@ -6,14 +6,15 @@ import subprocess
 import sys
 import textwrap
 
-from commands import ROOT, SHORT, succeed
+from commands import ROOT, SHORT, run_here, succeed
 from flax import linen
 import jax
 import jax.numpy as jnp
+from PIL import Image
 import pytest
 
 import dnal_jax
-from dnal_jax import errors, models, nn
+from dnal_jax import errors, models, nn, predict
 from dnal_jax.cost import exact
 from dnal_jax.models import registry
 
@@ -108,17 +109,22 @@ def test_a_users_config_runs_and_its_folder_loads(tmp_path, mine):
   result = json.loads((workdir / 'result.json').read_text())
   assert exact.count(net, (8, 8, 1)).macs == result['learned']['macs']
   assert net.apply(variables, jnp.zeros((2, 8, 8, 1))).shape == (2, 10)
-  architecture = f'--architecture={workdir}/architecture.json'
-  alone = summary(architecture)
+  alone = summary(f'--architecture={workdir}/architecture.json')
   assert alone.returncode == 2
   assert "models.register('tiny', ...)" in alone.stderr
-  both = summary(architecture, f'--config={config}', '--json')
+  both = summary(workdir, f'--config={config}', '--json')
   assert both.returncode == 0, both.stderr
   summarised = json.loads(both.stdout)
   assert [row['layer'] for row in summarised['layers']] == [
     *('stem_conv', 'block/conv', 'head/logits')
   ]
   assert summarised['learned'] == result['learned']
+  registry._REGISTERED.clear()
+  image = str(tmp_path / 'image.png')
+  Image.new('L', (8, 8)).save(image)
+  predicted = run_here(predict, workdir, image, f'--config={config}')
+  assert predicted.code == 0, predicted.err
+  assert predicted.out.startswith(f'{image}: ')
 
 
 @pytest.mark.usefixtures('registered')

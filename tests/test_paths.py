@@ -45,6 +45,7 @@ def test_local_paths(home):
     (dnal_jax.main, (CONFIG, *SHORT), '--workdir'),
     (status, (), None),
     (summary, (), '--architecture'),
+    (summary, (), None),
     (prepare, ('--dataset=imagenet2012', '--data_dir=.'), '--manual_dir'),
   ],
 )

@@ -1,5 +1,7 @@
 """The table that a run ends with."""
 
+import pytest
+
 from dnal_jax.workdir import result_file
 
 
@@ -31,5 +33,33 @@ def test_closing_table_shows_what_was_measured_alone():
   half = {key: value // 2 for key, value in counts.items()}
   learned = {**result, 'learned': half, 'compact_max_abs_diff': 4.76e-6}
   table = result_file.closing_table(learned)
+  assert 'unpruned          pruned    ratio' in table
   assert table.count('2.0x') == 4
+  assert 'bytes of weights' not in table  # of an earlier version
   assert table.splitlines()[-1] == f'{check}: max abs logit difference 4.8e-06'
+  sized = {
+    **learned,
+    'baseline': {**counts, 'weight_bytes': 4000},
+    'learned': {**half, 'weight_bytes': 1000},
+    'widths': {'stem': [128, 33], 'block1/out': [4, 0]},
+  }
+  table = result_file.closing_table(sized)
+  assert 'bytes of weights             4,000           1,000     4.0x' in table
+  assert 'stem       ######..............  33/128\n' in table
+  assert 'block1/out ....................   0/4\n' in table
+
+
+@pytest.mark.parametrize(
+  ('gates', 'lines', 'first'),
+  [
+    (16, 16, 'block0/mid  ##########..........  8/16'),
+    (49, 17, 'block0/mid  ###...  8/16  block17/mid ###...  8/16'),
+    (61, 21, 'block0  ###...  8/16  block21 ###...  8/16'),
+  ],
+)
+def test_bars_of_many_gates_are_short(gates, lines, first):
+  """In columns; and blocks rather than gates, where there are very many."""
+  bars = result_file._bars({f'block{i}/mid': [16, 8] for i in range(gates)})
+  assert len(bars) == lines
+  assert bars[0].startswith(first)
+  assert max(map(len, bars)) <= 80

@@ -15,6 +15,7 @@ from untrusted import UP, VALID, make, refused
 
 import dnal_jax
 from dnal_jax import errors, limits, models
+from dnal_jax.data.preprocessing import Preprocessing
 from dnal_jax.workdir import architecture, json_files, weights
 
 IDS = [0, 5]
@@ -48,7 +49,8 @@ def huge(name):
 
   def mutate(document):
     document['network'] = {'name': name, 'width': 8, 'classes': 10}
-    document['image_shape'] = [1024, 1024, 3]
+    document['image_shape'] = [1024, 1024, 1]
+    document['preprocessing']['short_side'] = None
 
   return mutate
 
@@ -68,6 +70,10 @@ def drop(path):
 WIDTH = 'network.width is {}; it must be above 0 and 8.0 at most'
 CLASSES = 'network.classes is {}; it must be an integer from 1 to 100,000'
 SIDE = 'image_shape is {}; it must be an integer from 1 to 1,024'
+MEAN = 'preprocessing.mean is {}; it must list 1 numbers above -1,000,000'
+SHORT_SIDE = (
+  'preprocessing.short_side is {}; it must be null, or an integer from 8,'
+)
 GATE = "gate 'gate1_1' is {}; it must list integers, each once, ascending"
 
 
@@ -75,11 +81,28 @@ GATE = "gate 'gate1_1' is {}; it must list integers, each once, ascending"
   ('mutate', 'message'),
   [
     (put('schema_version', True), 'it has schema_version True; this release'),
-    (put('schema_version', 2), 'this release reads 1: use the release that'),
+    (put('schema_version', 3), 'this release reads 1 and 2: use the release'),
+    (put('schema_version', 1), "the file has the unknown key 'preprocessing'"),
     (drop('schema_version'), 'it has schema_version None'),
     (drop('gates'), "the file lacks the key 'gates'"),
     (drop('network'), "the file lacks the key 'network'"),
     (drop('image_shape'), "the file lacks the key 'image_shape'"),
+    (drop('class_names'), "the file lacks the key 'class_names'"),
+    (drop('preprocessing'), "the file lacks the key 'preprocessing'"),
+    (put('preprocessing', 3), 'preprocessing is 3; it must be an object'),
+    (drop('preprocessing.std'), "preprocessing lacks the key 'std'"),
+    (put('preprocessing.x', 3), "preprocessing has the unknown key 'x'"),
+    (put('preprocessing.mean', 0.5), MEAN.format(0.5)),
+    (put('preprocessing.mean', [0.5] * 2), MEAN.format([0.5] * 2)),
+    (put('preprocessing.mean', [True]), MEAN.format([True])),
+    (put('preprocessing.mean', [10**300]), 'mean is [1000000000'),
+    (put('preprocessing.std', [0]), 'std is [0]; it must list 1 numbers above'),
+    (put('preprocessing.std', 'x' * 10**6), "preprocessing.std is 'xxx"),
+    (put('preprocessing.std', [0.5] * 10**6), 'preprocessing.std is [0.5, 0.'),
+    (put('preprocessing.short_side', 7), SHORT_SIDE.format(7)),
+    (put('preprocessing.short_side', 10**9), SHORT_SIDE.format(10**9)),
+    (put('preprocessing.short_side', 9.0), SHORT_SIDE.format(9.0)),
+    (put('preprocessing.short_side', True), SHORT_SIDE.format(True)),
     (drop('network.width'), "network lacks the key 'width'"),
     (put('command', 'rm'), "the file has the unknown key 'command'"),
     (put('network.keep', {}), "network has the unknown key 'keep'"),
@@ -159,7 +182,7 @@ def text(old, new):
     (b'', 'is not JSON'),
     (b'null', 'the file is None; it must be an object'),
     (b'[1]', 'the file is [1]; it must be an object'),
-    (b'{"schema_version": 1', 'is not JSON'),
+    (b'{"schema_version": 2', 'is not JSON'),
     (b'\x80\x04\x95\x00.', "is not JSON ('utf-8' codec can't decode"),
     (b'\xff\xfe{\x00}\x00', "is not JSON ('utf-8' codec can't decode"),
     (text('1.0', 'NaN'), 'NaN is not a number that JSON has'),
@@ -216,8 +239,9 @@ def test_the_largest_network_stays_within_the_limits_of_a_file(tmp_path):
   variant = models.get('proxyless')
   widest = limits.WIDTH
   gates = {f'gate{i}': range(60_704 * 8 // 255) for i in range(255)}
+  prepared = Preprocessing((224, 224, 3), (0.1,) * 3, (0.2,) * 3, 256)
   architecture.write(
-    tmp_path, 'proxyless', widest, ['x'] * variant.classes, (224, 224, 3), gates
+    tmp_path, 'proxyless', widest, ['x'] * variant.classes, prepared, gates
   )
   size = json_files.file_size(tmp_path / 'architecture.json')
   assert size < json_files.MAX_BYTES

@@ -21,6 +21,7 @@ class Counts:
   macs: int  # multiply-adds
   reference_params: int
   reference_macs: int
+  weight_bytes: int  # of all its arrays, as in the file of weights
 
 
 def count(net: Any, image_shape: tuple[int, int, int]) -> Counts:
@@ -31,8 +32,10 @@ def count(net: Any, image_shape: tuple[int, int, int]) -> Counts:
   full = graph = walk.graph_of(net, image_shape)
   if net.keep:
     full = walk.graph_of(surgery.with_keep(net, {}), image_shape)
+  arrays = jax.tree.leaves(graph.shapes)
   return Counts(
     sum(math.prod(a.shape) for a in jax.tree.leaves(graph.shapes['params'])),
     sum(layer.macs for layer in graph.layers.values()),
     *reference.reference_counts(full, net.keep),
+    sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays),
   )

@@ -6,19 +6,30 @@ from typing import Annotated
 from dnal_jax import limits
 from dnal_jax.limits import Range
 
+# Small data sets, which are kept on the device: that of scikit-learn, and of
+# tensorflow-datasets those that have the features image and label.
+RESIDENT = ('digits', 'cifar10', 'cifar100', 'fashion_mnist', 'mnist')
+
+
+def is_streamed(name: str, folder: str | None) -> bool:
+  """Whether the images of a data set are streamed; otherwise they are kept on
+  the device."""
+  return folder is not None or name not in RESIDENT
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
   """A data set, and how its images are presented to the network.
 
-  Small data sets (`memory.NAMES`) are kept on the device. Any other name of
+  Small data sets (`RESIDENT`) are kept on the device. Any other name of
   tensorflow-datasets, and a folder of images, is streamed: its encoded images
   are read and decoded while the run goes on.
   """
 
   name: str  # 'digits', or a tensorflow-datasets name
-  mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
-  std: Annotated[tuple[float, ...], Range(above=0)]
+  # Per channel, of pixels in [0, 1].
+  mean: Annotated[tuple[float, ...], Range(above=-limits.MEAN, max=limits.MEAN)]
+  std: Annotated[tuple[float, ...], Range(above=0, max=limits.MEAN)]
   # Side in pixels; smaller images are padded with zeros.
   image: Annotated[int, Range(min=1, max=limits.SIDE)]
   # None: as many as the data set has.
@@ -40,7 +51,7 @@ class Data:
   # Smallest and largest share of the area that a random crop shows.
   crop_scale: Annotated[tuple[float, ...], Range(above=0, max=1)] = (0.08, 1.0)
   # Pixels of the shorter side before the centre crop, in evaluation.
-  short_side: Annotated[int, Range(min=1)] = 256
+  short_side: Annotated[int, Range(min=1, max=limits.SHORT_SIDE)] = 256
   skip_broken: bool = False  # go on without images that cannot be decoded
 
   def __post_init__(self):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnal_jax.data import Data
+from dnal_jax.data.preprocessing import Preprocessing
 
 
 class Batch(NamedTuple):
@@ -30,7 +31,7 @@ def image_and_label_shapes(images: int, data: Data) -> tuple[Any, Any]:
   )
 
 
-def normalise(images: jax.Array, data: Data) -> jax.Array:
+def normalise(images: jax.Array, data: Data | Preprocessing) -> jax.Array:
   """[B, H, W, C] uint8 -> float32: (pixels / 255 - mean) / std."""
   pixels = images.astype(jnp.float32) / 255
   return (pixels - jnp.array(data.mean)) / jnp.array(data.std)

@@ -7,6 +7,8 @@ of transposing, and then flipping vertically and horizontally.
 
 import struct
 
+import numpy as np
+
 # Enough of a file for its metadata, which stands before the pixels.
 HEAD = 1 << 17  # bytes
 TRANSPOSED, FLIPPED_VERTICALLY, FLIPPED_HORIZONTALLY = (
@@ -26,6 +28,17 @@ def orientation(head: bytes) -> int:
     return _orientation(tiff) if tiff else 1
   except struct.error:  # cut short
     return 1
+
+
+def upright(pixels: np.ndarray, value: int) -> np.ndarray:
+  """The stored pixels [H, W, C] turned from that orientation."""
+  if value in TRANSPOSED:
+    pixels = pixels.transpose(1, 0, 2)
+  if value in FLIPPED_VERTICALLY:
+    pixels = pixels[::-1]
+  if value in FLIPPED_HORIZONTALLY:
+    pixels = pixels[:, ::-1]
+  return pixels
 
 
 def _exif(head: bytes) -> bytes | None:

@@ -14,10 +14,8 @@ import numpy as np
 from dnal_jax import errors
 from dnal_jax.data import Data, cache, record_files, splits, tfds_sets
 from dnal_jax.data.contents import Contents, Part
+from dnal_jax.data.preprocessing import pad
 
-# Names of tensorflow-datasets: small images, with the features image, label.
-_TFDS = ('cifar10', 'cifar100', 'fashion_mnist', 'mnist')
-NAMES = ('digits', *_TFDS)
 # In the cache (`cache.read`).
 _ARRAYS = {
   'train_images': ('uint8', 'nhwc'),
@@ -148,7 +146,5 @@ def _fit(images: np.ndarray, data: Data) -> np.ndarray:
     raise errors.UserError(
       f"data.mean has {channels} channels, but '{data.name}' has {have}"
     )
-  top, left = (image - height) // 2, (image - width) // 2
-  margins = (top, image - height - top), (left, image - width - left)
-  images = np.pad(images, ((0, 0), *margins, (0, 0)))
+  images = pad(images, (image, image))
   return np.repeat(images, channels, -1) if have != channels else images

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import jax
 
 from dnal_jax import errors, paths
-from dnal_jax.data import Data, folder, memory, splits
+from dnal_jax.data import Data, folder, is_streamed, splits
 from dnal_jax.data.batches import Batch
 from dnal_jax.data.contents import Contents
 from dnal_jax.data.resident import ResidentSource
@@ -62,11 +62,6 @@ class Source(Protocol):
     ...
 
 
-def streams(data: Data) -> bool:
-  """Whether images are streamed; otherwise they are kept on the device."""
-  return data.folder is not None or data.name not in memory.NAMES
-
-
 def open_source(
   data: Data, *, seed: int, batch_size: int, eval_batch_size: int
 ) -> Source:
@@ -76,7 +71,7 @@ def open_source(
     UserError: it is unknown, missing, damaged or too small.
   """
   sizes = {'batch_size': batch_size, 'eval_batch_size': eval_batch_size}
-  if streams(data):
+  if is_streamed(data.name, data.folder):
     host = jax.process_index(), jax.process_count()
     source = StreamedSource.open(data, seed=seed, **sizes, host=host)
   else:
@@ -101,7 +96,8 @@ def describe_source(data: Data, *, seed: int, batch_size: int) -> Source:
     whole = splits.images(data)
   images = len(splits.held_out(whole, data)[0])
   _check_batch(batch_size, images)
-  kind = StreamedSource if streams(data) else ResidentSource
+  streamed = is_streamed(data.name, data.folder)
+  kind = StreamedSource if streamed else ResidentSource
   return kind(data, images=images, seed=seed, batch_size=batch_size)
 
 

@@ -3,7 +3,7 @@
 B batch, H height, W width, I input channels, O output channels, k kernel size;
 x is [B, H, W, I], kernel [k, k, I, O], and dy the gradient of the output
 [B, H', W', O]. `choose` decides by shape, from the measurements of
-`benchmarks/conv_lowering.py` (table in RESULTS.md).
+`benchmarks/conv_lowering.py` (docs/results).
 """
 
 from collections.abc import Callable

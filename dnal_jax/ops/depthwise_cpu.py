@@ -3,8 +3,8 @@
 A sum over the k * k taps of a kernel, each times the map shifted to it.
 B batch, H height, W width, C channels, k kernel size; x is [B, H, W, C], kernel
 [k, k, 1, C], and dy the gradient of the output [B, H', W', C].
-`benchmarks/conv_lowering.py` compares them with XLA's own; RESULTS.md has the
-table.
+`benchmarks/conv_lowering.py` compares them with XLA's own; docs/results has the
+figures.
 """
 
 import jax

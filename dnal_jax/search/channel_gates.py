@@ -4,9 +4,9 @@ A gate logit s is one number per channel. Gate logits and gate values are
 pytrees with the structure of the network's variable collection `gates`: nested
 dicts with leaves [n] float32, one leaf per gate of n channels.
 
-  open   g = 1                                            in the warm-up
-  soft   g = sigmoid(delta * s)                           in the search
-  hard   g = 1 if sigmoid(delta_end * s) > threshold else 0    to prune
+    open  in the warm-up  g = 1
+    soft  in the search   g = sigmoid(delta * s)
+    hard  to prune        g = 1 if sigmoid(delta_end * s) > threshold else 0
 
 Source: Guo et al. 2022, and the authors' code for the constants.
 """

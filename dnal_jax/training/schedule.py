@@ -16,9 +16,9 @@ from dnal_jax.limits import Range
 class LearningRate:
   """Learning rate at `epoch` of a stage; fractions of epochs count.
 
-  constant: base
-  steps:    base * factor ** (number of `drops` <= epoch)
-  cosine:   base / 2 * (1 + cos(pi * (start + epoch) / horizon))
+      constant: base
+      steps:    base * factor ** (number of drops <= epoch)
+      cosine:   base / 2 * (1 + cos(pi * (start + epoch) / horizon))
 
   `drops`, `start` and `horizon` are in epochs. A warm-up of 80 epochs with
   horizon 160 ends at half of base; a fine-tuning with start 30 and horizon 120

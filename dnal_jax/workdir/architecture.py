@@ -1,12 +1,18 @@
-"""architecture.json: a network, and the channels that a search kept in it.
+"""architecture.json: a network, the channels that a search kept in it, and how
+images become its input.
 
-  schema_version  1
+  schema_version  2
   network         {name, width, classes} of the full network
   image_shape     [height, width, channels] of its images
-  class_names     names of the classes, by label; left out in files of earlier
-                  versions
+  preprocessing   {mean, std, short_side} of the run's evaluation: a number for
+                  each channel of pixels in [0, 1]; pixels of the shorter side
+                  before the centre crop, null where images are padded with
+                  zeros instead (`Preprocessing`)
+  class_names     names of the classes, by label
   gates           gate path -> ids of the channels kept, ascending. A layer that
                   reads no kept channel is left out of the network as well
+
+Files of schema_version 1 have no preprocessing and may lack class_names.
 
 The file is untrusted: it is checked against this schema and against the limits
 (`limits.py`, `walk.MAX_PARAMS`) before a network is built from it.
@@ -21,15 +27,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dnal_jax import errors, limits, models, nn, trees
+from dnal_jax.data.preprocessing import Preprocessing
 from dnal_jax.graph import surgery, walk
 from dnal_jax.workdir import checksums, json_files
 from dnal_jax.workdir.json_files import short_repr
 
-SCHEMA_VERSION = 1
-_KEYS = 'schema_version', 'network', 'image_shape', 'gates'
-_OPTIONAL = ('class_names',)
+SCHEMA_VERSION = 2
+_KEYS_OF_1 = 'schema_version', 'network', 'image_shape', 'gates'
+# schema_version -> (its keys, others that it may have)
+_KEYS = {
+  1: (_KEYS_OF_1, ('class_names',)),
+  2: ((*_KEYS_OF_1, 'class_names', 'preprocessing'), ()),
+}
 _KEYS_OF_NETWORK = 'name', 'width', 'classes'
 _FIX = 'this is not a valid architecture.json; restore it from a copy'
+
+
+class Architecture(NamedTuple):
+  """What the file says."""
+
+  net: models.Network  # with the channels that are kept
+  image_shape: tuple[int, int, int]  # (height, width, channels)
+  class_names: tuple[str, ...] | None  # None: not in this file of version 1
+  preprocessing: Preprocessing | None  # None: the file is of version 1
 
 
 class Form(NamedTuple):
@@ -44,7 +64,7 @@ def write(
   network: str,
   width: float,
   class_names: Sequence[str],
-  image_shape: tuple[int, int, int],
+  preprocessing: Preprocessing,
   keep: nn.Keep,
 ) -> None:
   """Writes architecture.json; `keep` maps gate paths to ids of channels."""
@@ -55,31 +75,35 @@ def write(
       'width': width,
       'classes': len(class_names),
     },
-    'image_shape': list(image_shape),
+    'image_shape': list(preprocessing.image_shape),
+    'preprocessing': preprocessing.to_json(),
     'class_names': list(class_names),
     'gates': {path: list(ids) for path, ids in keep.items()},
   }
   json_files.write_json(workdir / 'architecture.json', value)
 
 
-def read(path: pathlib.Path) -> tuple[models.Network, tuple[int, int, int]]:
-  """The network with the channels that the file lists, and its image shape.
+def read(path: pathlib.Path) -> Architecture:
+  """What the file says, checked.
 
   Raises:
     UserError: the file is missing, damaged, or does not fit its network.
   """
-  value = json_files.read_json(path)
+  value, preprocessing = json_files.read_json(path), None
   try:
     _check_version(value)
-    _check_object('the file', value, _KEYS, _OPTIONAL)
+    _check_object('the file', value, *_KEYS[value['schema_version']])
     _check_object('network', value['network'], _KEYS_OF_NETWORK)
     net, image_shape = _network(value['network'], value['image_shape'])
-    _check_class_names(value, value['network']['classes'])
+    class_names = _class_names(value, value['network']['classes'])
+    if 'preprocessing' in value:
+      preprocessing = _preprocessing(value['preprocessing'], image_shape)
     keep = _keep(value['gates'], net, image_shape)
   except errors.UserError as error:
     raise errors.UserError(f"'{path}': {error}") from error
   checksums.verify(path.parent, path.name)
-  return surgery.with_keep(net, keep), image_shape
+  net = surgery.with_keep(net, keep)
+  return Architecture(net, image_shape, class_names, preprocessing)
 
 
 def read_learned(
@@ -90,7 +114,7 @@ def read_learned(
   Raises:
     UserError: as `read`, or it was learned from another network.
   """
-  learned, shape = read(path)
+  learned, shape, *_ = read(path)
   if (full, image_shape) != (surgery.with_keep(learned, {}), shape):
     raise errors.UserError(
       f"'{path}' was learned from another network, width, classes or image"
@@ -139,10 +163,10 @@ def _check_version(value: Any) -> None:
   if type(value) is not dict:
     raise _wrong('the file', value, 'an object')
   version = value.get('schema_version')
-  if type(version) is not int or version != SCHEMA_VERSION:
+  if type(version) is not int or version not in _KEYS:
     raise errors.UserError(
       f'it has schema_version {short_repr(version)}; this release reads'
-      f' {SCHEMA_VERSION}: use the release that wrote it'
+      f' {" and ".join(map(str, _KEYS))}: use the release that wrote it'
     )
 
 
@@ -170,9 +194,19 @@ def _network(
   return net, (sides[0], sides[1], channels)
 
 
-def _check_class_names(value: dict[str, Any], classes: int) -> None:
+def _preprocessing(
+  value: Any, image_shape: tuple[int, int, int]
+) -> Preprocessing:
+  _check_object('preprocessing', value, Preprocessing.KEYS)
+  try:
+    return Preprocessing.from_json(value, image_shape)
+  except ValueError as error:
+    raise errors.UserError(f'preprocessing.{error}; {_FIX}') from error
+
+
+def _class_names(value: dict[str, Any], classes: int) -> tuple[str, ...] | None:
   if 'class_names' not in value:
-    return
+    return None
   names = value['class_names']
   if (
     type(names) is not list
@@ -180,6 +214,7 @@ def _check_class_names(value: dict[str, Any], classes: int) -> None:
     or not all(type(name) is str for name in names)
   ):
     raise _wrong('class_names', names, f'a list of {classes} names')
+  return tuple(names)
 
 
 def _keep(

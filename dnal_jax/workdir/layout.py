@@ -4,7 +4,8 @@
                      those of each later start that had others than the one
                      before
   data.json          class names, and a digest of the data set (`data_file.py`)
-  architecture.json  gate path -> ids of the channels that the search kept
+  architecture.json  gate path -> ids of the channels that the search kept;
+                     class names; how images are resized and normalised
   model/             weights after the last epoch; with architecture.json all
                      that `load` needs
   checkpoints/       what an interrupted run resumes from (`checkpoint.py`)

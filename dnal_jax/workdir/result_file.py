@@ -12,6 +12,19 @@ from dnal_jax.training.prune import PrunableModel
 from dnal_jax.workdir import checksums, json_files
 from dnal_jax.workdir.run_state import RunState
 
+# Keys of the counts and what the table calls them.
+_COUNTS = {
+  'params': 'params',
+  'macs': 'macs',
+  'weight_bytes': 'bytes of weights',
+  'reference_params': 'reference params *',
+  'reference_macs': 'reference macs *',
+}
+_FOOTNOTE = """\
+* counted as in the paper's tables, to be compared with those: channels whose
+  gates are closed do not count, even where a shortcut keeps them"""
+_ONE_COLUMN, _MOST_BARS = 16, 60  # gates
+
 
 def make_result(
   config: RunConfig,
@@ -41,6 +54,8 @@ def make_result(
       'total': model.gated_channels,
       'kept': model.kept_channels if run.keep else None,
     },
+    # Gate path -> channels of the unpruned and of the pruned network.
+    'widths': _widths(model) if run.keep else None,
     'top1': {**run.result.top1, 'final': final['top1']},
     'top5': {'final': final['top5']},
     'best_checkpoint': run.result.best,
@@ -75,18 +90,20 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
 
 
 def closing_table(result: Mapping[str, Any]) -> str:
-  """The table of a result: costs of the full and of the learned network, and
-  accuracies. Figures that were not measured are left out or a dash."""
+  """The table of a result: costs of the unpruned and of the pruned network,
+  accuracies, and widths. Figures that were not measured, or that an earlier
+  version did not write, are left out or a dash."""
   title = '{network} on {dataset}, seed {seed}'.format(**result)
   baseline, learned = result['baseline'], result['learned']
-  heads = f'{"baseline":>16}{"learned":>16}{"ratio":>9}' if learned else ''
+  heads = f'{"unpruned":>16}{"pruned":>16}{"ratio":>9}' if learned else ''
   lines = [title, '', f'{"":18}{heads}'.rstrip()]
-  for key in ('params', 'macs', 'reference_params', 'reference_macs'):
-    line = f'{key.replace("_", " "):18}{baseline[key]:>16,}'
-    if learned:
-      ratio = baseline[key] / max(learned[key], 1)
-      line += f'{learned[key]:>16,}{ratio:>8.1f}x'
-    lines.append(line)
+  for key, name in _COUNTS.items():
+    if key in baseline or key != 'weight_bytes':
+      line = f'{name:18}{baseline[key]:>16,}'
+      if learned:
+        ratio = baseline[key] / max(learned[key], 1)
+        line += f'{learned[key]:>16,}{ratio:>8.1f}x'
+      lines.append(line)
   if learned:
     gates = result['gates']
     lines.append(f'{"gates":18}{gates["total"]:>16,}{gates["kept"]:>16,}')
@@ -96,6 +113,9 @@ def closing_table(result: Mapping[str, Any]) -> str:
       lines.append(f'{"top-1 " + name:18}{percent(value):>16}')
   lines.append(f'{"test top-1":18}{percent(result["test_top1"]):>16}')
   lines.append(f'{"test top-5":18}{percent(result["test_top5"]):>16}')
+  lines += ['', _FOOTNOTE]
+  if result.get('widths'):
+    lines += ['', 'channels left of each gate', *_bars(result['widths'])]
   difference = result['compact_max_abs_diff']
   if difference is not None:
     lines += [
@@ -104,6 +124,37 @@ def closing_table(result: Mapping[str, Any]) -> str:
       f' {difference:.1e}',
     ]
   return '\n'.join(lines)
+
+
+def _widths(model: PrunableModel) -> dict[str, list[int]]:
+  left = model.graph.gates
+  return {
+    gate: [len(ids), len(left.get(gate, ()))]
+    for gate, ids in model.full_gates.items()
+  }
+
+
+def _bars(widths: Mapping[str, Sequence[int]]) -> list[str]:
+  """Lines of at most 80 characters that show how many channels are left of
+  each gate; of each block, where there are too many gates."""
+  if len(widths) > _MOST_BARS:
+    blocks: dict[str, list[int]] = {}
+    for gate, (full, left) in widths.items():
+      block = blocks.setdefault(gate.partition('/')[0], [0, 0])
+      block[0], block[1] = block[0] + full, block[1] + left
+    widths = blocks
+  name_width = max(map(len, widths))
+  digits = max(len(f'{full}') for full, _ in widths.values())
+  length = 20 if len(widths) <= _ONE_COLUMN else 6
+  cells = []
+  for name, (full, left) in widths.items():
+    filled = min(-(-length * left // full), length)  # rounded up
+    bar = '#' * filled + '.' * (length - filled)
+    counts = f'{left:{digits}}/{full:<{digits}}'
+    cells.append(f'{name:{name_width}} {bar} {counts}')
+  columns = 1 if len(widths) <= _ONE_COLUMN else 82 // (len(cells[0]) + 2)
+  rows = -(-len(cells) // max(columns, 1))
+  return ['  '.join(cells[row::rows]).rstrip() for row in range(rows)]
 
 
 def percent(value: float | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from dnal_jax import errors
 
-# The points at which accuracy on validation is kept (README, "Glossary").
+# The points at which accuracy on validation is kept (docs/run-folder.md).
 POINTS = ('warmup', 'gated', 'pruned', 'compact', 'final')
 
 

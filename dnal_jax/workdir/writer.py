@@ -14,6 +14,7 @@ import jax
 from dnal_jax import errors, nn
 from dnal_jax.config import RunConfig
 from dnal_jax.data.contents import Contents
+from dnal_jax.data.preprocessing import Preprocessing
 from dnal_jax.graph import surgery
 from dnal_jax.parallel import processes
 from dnal_jax.training.hooks import Hook
@@ -150,7 +151,7 @@ class _PrimaryWriter(Hook):
         network.name,
         network.width,
         self._class_names,
-        self._config.image_shape,
+        Preprocessing.of(self._config.data),
         keep,
       )
 
