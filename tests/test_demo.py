@@ -16,7 +16,9 @@ import jax
 import pytest
 from signalling import check_stopped, start_and_signal_at
 
+import dnal_jax
 from dnal_jax.cost import exact
+from dnal_jax.data import memory
 
 
 @pytest.fixture(scope='session')
@@ -75,6 +77,18 @@ def test_loaded_network_is_the_one_that_was_measured(demo):
   assert weights == counts.params
   versions = json.loads((workdir / 'config.json').read_text())['versions']
   assert versions['jax'] == jax.__version__
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('demo')
+def test_predictions_are_those_that_were_measured(demo):
+  """For the test images as scikit-learn has them."""
+  workdir, _ = demo
+  model, raw = dnal_jax.load(workdir), memory._digits()
+  assert model.class_names == tuple('0123456789')
+  labels = model.predict(raw['test_images']).logits.argmax(1)
+  top1 = (labels == raw['test_labels']).mean()
+  assert top1 == pytest.approx(result(workdir)['test_top1'], abs=1e-9)
 
 
 def _leaves(tree):
