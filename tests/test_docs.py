@@ -74,23 +74,6 @@ NOT_HERE = {
 LONG_PYTHON = ('train.run(', 'memory.load(data).test')
 
 
-def pending() -> bool:
-  """Whether dnal_jax.predict is not there yet."""
-  return importlib.util.find_spec('dnal_jax.predict') is None
-
-
-def commands():
-  found = all_commands()
-  if pending():
-    found = {c: e for c, e in found.items() if 'dnal_jax.predict' not in c}
-  return found
-
-
-def tables():
-  all_patterns = (*HERE, *LONG, *ELSEWHERE, *NOT_HERE)
-  return [p for p in all_patterns if 'predict' not in p or not pending()]
-
-
 def matching(command, patterns):
   return [pattern for pattern in patterns if re.match(pattern, command)]
 
@@ -112,18 +95,20 @@ def folder(tmp_path):
 
 
 def test_every_command_is_executed_or_says_why_not():
-  for command, example in commands().items():
-    found = matching(command, tables())
+  tables = (*HERE, *LONG, *ELSEWHERE, *NOT_HERE)
+  for command, example in all_commands().items():
+    found = matching(command, tables)
     assert found, f'{example}: in no table of this test: {command}'
     assert len(found) == 1, f'{example}: {command}: {found}'
-  for pattern in tables():
-    assert any(re.match(pattern, command) for command in commands()), pattern
+  for pattern in tables:
+    used = any(re.match(pattern, command) for command in all_commands())
+    assert used, pattern
   for name in ELSEWHERE.values():
     assert (ROOT / 'tests' / name).is_file(), name
 
 
 def test_commands_name_what_exists(folder):
-  for command, example in commands().items():
+  for command, example in all_commands().items():
     try:
       check_command(command, folder / 'images')
     except Exception as error:
@@ -170,7 +155,7 @@ def test_faults_are_found(command, fault, folder):
 
 def test_commands_that_need_no_time(folder):
   done = 0
-  for command in commands():
+  for command in all_commands():
     if matching(command, HERE):
       _, _, name, *arguments = filled_in(command, folder)
       arguments = [absolute(word, folder) for word in arguments]
@@ -189,11 +174,7 @@ def absolute(word, folder):
 
 
 def python_examples(page):
-  return [
-    example
-    for example in all_examples('python')
-    if example.page == page and not ('.predict(' in example.text and pending())
-  ]
+  return [e for e in all_examples('python') if e.page == page]
 
 
 def execute(examples, folder, *, long):
