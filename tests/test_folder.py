@@ -31,7 +31,7 @@ def root(original, tmp_path):
 
 
 def contents(root):
-  return folder.list_images(root).contents
+  return folder.contents(root, folder.list_images(root))
 
 
 # Which files are images.
@@ -64,7 +64,7 @@ def test_directories_below_a_class_belong_to_it(root, original):
   assert {os.path.basename(p) for p in listing.train.paths} == {
     os.path.basename(p) for p in folder.list_images(original).train.paths
   }
-  assert listing.contents.parts['train/bee'].images == 9
+  assert len(listing.sizes['train', 'bee']) == 9
 
 
 def test_what_is_left_out_is_counted(root, capsys):

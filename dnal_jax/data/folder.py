@@ -37,7 +37,8 @@ class Listing(NamedTuple):
 
   train: Images
   val: Images
-  contents: Contents
+  class_names: tuple[str, ...]  # by label
+  sizes: dict[tuple[str, str], dict[str, int]]  # (part, class) -> path -> bytes
   # What was left out -> number of files.
   left_out: Counter[str]
 
@@ -58,7 +59,7 @@ def class_names(root: pathlib.Path) -> list[str]:
 
 
 def list_images(root: pathlib.Path) -> Listing:
-  """Finds the images of a folder, and decodes none of them.
+  """Finds the images of a folder, and reads none of them.
 
   Raises:
     UserError: a directory is missing or cannot be read, or a class has no image
@@ -80,14 +81,22 @@ def list_images(root: pathlib.Path) -> Listing:
     random.Random(part).shuffle(examples)
     paths, labels = map(list, zip(*examples, strict=True))
     splits[part] = Images(paths, labels)
-  read = sum(sum(sizes.values()) for sizes in found.values()) <= _READ_ALL
-  parts = {
-    f'{part}/{name}': _fingerprint(sizes, root / part / name, read)
-    for (part, name), sizes in found.items()
-  }
   return Listing(
-    **splits, contents=Contents(tuple(names), parts), left_out=left_out
+    **splits, class_names=tuple(names), sizes=found, left_out=left_out
   )
+
+
+def contents(root: pathlib.Path, listing: Listing) -> Contents:
+  """By what a later start recognises the folder. Reads its files, if they have
+  up to `_READ_ALL` bytes in all."""
+  total = sum(sum(sizes.values()) for sizes in listing.sizes.values())
+  parts = {
+    f'{part}/{name}': _fingerprint(
+      sizes, root / part / name, total <= _READ_ALL
+    )
+    for (part, name), sizes in listing.sizes.items()
+  }
+  return Contents(listing.class_names, parts)
 
 
 def describe(root: pathlib.Path, listing: Listing) -> str:
@@ -95,7 +104,7 @@ def describe(root: pathlib.Path, listing: Listing) -> str:
   line = (
     f"'{root}': {len(listing.train.paths)} images in train,"
     f' {len(listing.val.paths)} in val,'
-    f' {len(listing.contents.class_names)} classes'
+    f' {len(listing.class_names)} classes'
   )
   return f'{line}; {_describe_left_out(listing.left_out)}'
 

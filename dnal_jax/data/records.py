@@ -125,6 +125,7 @@ def _prepared(data: Data) -> Opened:
 
 def _folder(data: Data, root: pathlib.Path) -> Opened:
   listing = folder.list_images(root)
-  splits.check_classes(len(listing.contents.class_names), data)
+  splits.check_classes(len(listing.class_names), data)
   print(folder.describe(root, listing))
-  return Opened(Files(listing.train), Files(listing.val), listing.contents)
+  contents = folder.contents(root, listing)
+  return Opened(Files(listing.train), Files(listing.val), contents)
