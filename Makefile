@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCRIPTS := $(wildcard .ci/* benchmarks/*.sh launch/*.sh tests/stand_ins/*/*)
 
-.PHONY: demo test test-long check notebooks docs clean
+.PHONY: demo test test-long check wheel notebooks docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
@@ -14,7 +14,7 @@ test: .venv/dev
 
 .PHONY: short
 short: .venv/dev
-	$(BIN)/python -m pytest -m 'not long'
+	$(BIN)/python -m pytest -m 'not long and not install'
 
 # Tests that take minutes each: many kills, many mutations, networks in full
 # depth. Run them before a release and after a change to what they test.
@@ -29,6 +29,10 @@ check: .venv/dev
 	$(BIN)/shellcheck $(SCRIPTS)
 	$(BIN)/python -m pytest --numprocesses=0 tests/test_imports.py
 
+# Builds a wheel, installs it into an empty environment, and predicts there.
+wheel: .venv/dev
+	$(BIN)/python -m pytest --numprocesses=0 -m install tests/test_packaging.py
+
 # Executes the notebooks and keeps their outputs.
 notebooks: .venv/dev
 	$(BIN)/python notebooks/execute.py
@@ -42,10 +46,10 @@ docs: .venv-docs/installed
 clean:
 	rm -rf .venv .venv-docs build runs
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dnal_jax needs Python 3.11 or later; make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[train]'
 	touch $@
 
 .venv/dev: .venv/installed

@@ -9,13 +9,13 @@ r"""MobileNetV2 on CIFAR-10.
 Published for lambda = 1e-4: 36.63 M macs, 0.65 M params,
 top-1 94.01 % (baseline 91.17 M, 2.30 M, 94.31 %).
 Not measured by us yet.
-Schedule: ours, see small_images.py.
+Schedule: ours, see dnal_jax/recipes/small_images.py.
 Weight decay 1e-4, ours: between the 4e-5 of ImageNet and 5e-4.
 """
 
 from ml_collections import ConfigDict
 
-from configs import small_images
+from dnal_jax.recipes import small_images
 
 
 def get_config(variant: str = '') -> ConfigDict:

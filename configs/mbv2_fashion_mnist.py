@@ -7,13 +7,13 @@ r"""MobileNetV2 on Fashion-MNIST.
   --config=configs/mbv2_fashion_mnist.py:baseline: full network, no search
 
 Not in the paper, and not measured by us yet.
-Schedule: ours, see small_images.py.
+Schedule: ours, see dnal_jax/recipes/small_images.py.
 Weight decay 1e-4, ours: between the 4e-5 of ImageNet and 5e-4.
 """
 
 from ml_collections import ConfigDict
 
-from configs import small_images
+from dnal_jax.recipes import small_images
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -26,7 +26,7 @@ start.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet, recipe
+from dnal_jax.recipes import imagenet, recipe
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -10,7 +10,7 @@ instead of thousands, so its penalty is about a hundred times as large
 
 from ml_collections import ConfigDict
 
-from configs import recipe
+from dnal_jax.recipes import recipe
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -26,7 +26,7 @@ baseline: divided by 10 every 30 of 90 epochs, as in PyTorch's examples.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet, recipe
+from dnal_jax.recipes import imagenet, recipe
 
 
 def get_config(variant: str = '') -> ConfigDict:

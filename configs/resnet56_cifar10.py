@@ -9,13 +9,13 @@ r"""ResNet56 on CIFAR-10.
 Published for lambda = 1e-4: 36.94 M macs, 0.25 M params,
 top-1 93.20 % (baseline 125.49 M, 0.85 M, 94.15 %).
 Not measured by us yet.
-Schedule: ours, see small_images.py.
+Schedule: ours, see dnal_jax/recipes/small_images.py.
 Weight decay 1e-4: arXiv 1512.03385, section 4.2.
 """
 
 from ml_collections import ConfigDict
 
-from configs import small_images
+from dnal_jax.recipes import small_images
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -7,13 +7,13 @@ r"""ResNet56 on Fashion-MNIST.
   --config=configs/resnet56_fashion_mnist.py:baseline: full network, no search
 
 Not in the paper, and not measured by us yet.
-Schedule: ours, see small_images.py.
+Schedule: ours, see dnal_jax/recipes/small_images.py.
 Weight decay 1e-4: arXiv 1512.03385, section 4.2.
 """
 
 from ml_collections import ConfigDict
 
-from configs import small_images
+from dnal_jax.recipes import small_images
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -9,13 +9,13 @@ r"""VGG16 on CIFAR-10.
 Published for lambda = 1e-4: 161.97 M macs, 2.10 M params,
 top-1 93.75 % (baseline 313.47 M, 14.99 M, 93.77 %).
 Not measured by us yet.
-Schedule: ours, see small_images.py.
+Schedule: ours, see dnal_jax/recipes/small_images.py.
 Weight decay 5e-4: usual for VGG on CIFAR.
 """
 
 from ml_collections import ConfigDict
 
-from configs import small_images
+from dnal_jax.recipes import small_images
 
 
 def get_config(variant: str = '') -> ConfigDict:

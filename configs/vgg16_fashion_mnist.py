@@ -13,7 +13,7 @@ Weight decay 5e-4: usual for VGG on CIFAR.
 
 from ml_collections import ConfigDict
 
-from configs import small_images
+from dnal_jax.recipes import small_images
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -15,12 +15,9 @@ Each has a FlagValues of its own, so that one process can import several of them
 though they share the names of flags.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
+from collections.abc import Callable, Sequence
 import faulthandler
-import pathlib
 import re
-import runpy
 import shlex
 import sys
 import textwrap
@@ -31,15 +28,15 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import dnal_jax
-from dnal_jax import errors, paths
-from dnal_jax.config import LIST_FLAG, all_keys, check_key
-from dnal_jax.parallel import mesh, processes, signals, streams
+from dnal_jax import errors
+from dnal_jax.config import keys, read_config
+from dnal_jax.parallel import processes, signals, streams
 
 _OVERRIDES = f"""
 A flag --config.KEY=VALUE behind --config=FILE overrides a value of the config:
   --config.seed=1  --config.batch_size=64  --config.network.width=0.5
   --config.penalty=1e-4  --config.stages.search.epochs=5
---config=FILE {LIST_FLAG} lists all that can be overridden, with the
+--config=FILE {keys.LIST_FLAG} lists all that can be overridden, with the
 values that they have."""
 
 USER_ERROR = 2
@@ -87,7 +84,7 @@ def run(
       print(_help(body, flag_values))
     elif '--version' in sys.argv[1:]:
       print(f'dnal_jax {dnal_jax.__version__}')
-    elif 'config' in flag_values and LIST_FLAG in sys.argv[1:]:
+    elif 'config' in flag_values and keys.LIST_FLAG in sys.argv[1:]:
       _parse(flag_values)
       print(_overrides(config_of(flag_values['config'])))
     else:
@@ -118,11 +115,8 @@ def refuse_arguments(argv: Sequence[str]) -> None:
 def define_config(
   description: str, flag_values: flags.FlagValues
 ) -> flags.FlagHolder:
-  """Defines --config=FILE.py or FILE.py:VARIANT, and flags --config.KEY.
-
-  Its file is found from any directory: what it imports from `configs` is looked
-  for in the folder `configs` that the file is in, then where Python looks.
-  """
+  """Defines --config, whose values `read_config` reads, and flags --config.KEY
+  that override values of the config."""
   flag = config_flags.DEFINE_config_file(
     'config', None, description, flag_values=flag_values
   )
@@ -138,86 +132,31 @@ def config_of(flag: Any) -> dict[str, Any] | None:
 
 
 class _ConfigParser(flags.ArgumentParser):
-  """From FILE.py or FILE.py:VARIANT to the config that the file returns."""
+  """From the value of --config to a ConfigDict that has what flags override."""
 
   def parse(self, argument: str) -> ConfigDict:
-    """Raises UserError if the file is missing or fails, or returns no config;
-    says where."""
-    file, *variant = argument.split(':', 1)
-    path = paths.local('--config', file)
-    if not path.is_file():
-      known = [str(other) for other in path.parent.glob('*.py')]
-      hint = '; give the path of a config file, such as PATH/configs/NAME.py'
-      if known:
-        hint = errors.did_you_mean(file, known)
-      raise errors.UserError(f"there is no file --config='{file}'{hint}")
-    try:
-      with _importing_from_its_project(path):
-        config = _load(path, *variant)
-    except Exception as error:  # the file may raise anything
-      if isinstance(error, RuntimeError | AssertionError):
-        mesh.check_platforms()  # JAX raises these when it registers a network
-      raise errors.UserError(
-        f"--config='{argument}' cannot be read: {_reason(error, path)}"
-      ) from error
+    """Raises UserError if there is no such config, or a flag names a key that
+    it does not have."""
+    config = read_config(argument)
     for flag in sys.argv[1:]:
       override = re.match(r'--?(?:no)?config\.([^=]+)', flag)
       if override:
-        check_key(config.to_dict(preserve_field_references=True), override[1])
-    return config
-
-
-@contextlib.contextmanager
-def _importing_from_its_project(path: pathlib.Path) -> Iterator[None]:
-  """Inside, a config file imports as if the command had been started in the
-  folder that its `configs` is in."""
-  folders = [p for p in path.absolute().parents if p.name == 'configs']
-  added = [str(folder.parent) for folder in folders[:1]]
-  sys.path[:0] = added
-  try:
-    yield
-  finally:
-    for entry in added:
-      sys.path.remove(entry)
-
-
-def _load(path: pathlib.Path, *variant: str) -> ConfigDict:
-  get_config = runpy.run_path(str(path)).get('get_config')
-  if get_config is None:
-    raise AttributeError('it must define get_config(), which returns a config')
-  config = get_config(*variant)
-  if not isinstance(config, ConfigDict):
-    raise TypeError(f'get_config() must return a ConfigDict, not {config!r}')
-  return config.lock()
-
-
-def _reason(error: Exception, path: pathlib.Path) -> str:
-  """The error of a config file, where it was raised, and the fix."""
-  text = f'{type(error).__name__}: {" ".join(str(error).split())}'
-  for frame in reversed(traceback.extract_tb(error.__traceback__)):
-    file = pathlib.Path(frame.filename).absolute()
-    if file.is_file() and file.parent == path.absolute().parent:
-      text = f"{text} ('{file.name}', line {frame.lineno})"
-      break
-  if isinstance(error, ModuleNotFoundError):
-    if str(error.name).partition('.')[0] == 'configs':
-      return (
-        f"{text}; keep the file in the folder 'configs' of its project, or run"
-        ' this from the folder that holds that'
-      )
-    return f"{text}; install '{error.name}', or correct the import"
-  return text
+        keys.check_key(
+          config.to_dict(preserve_field_references=True), override[1]
+        )
+    return config.lock()
 
 
 def _overrides(config: dict[str, Any] | None) -> str:
   """All flags --config.KEY=VALUE that change a config, with its own values."""
   if config is None:
     raise errors.UserError(
-      f'{LIST_FLAG} lists the values of a config: give --config=FILE as well'
+      f'{keys.LIST_FLAG} lists the values of a config: give --config=FILE as'
+      ' well'
     )
   return '\n'.join(
     shlex.quote(f'--config.{key}={value}')
-    for key, value in all_keys(config).items()
+    for key, value in keys.all_keys(config).items()
     if not isinstance(value, dict)
   )
 
@@ -225,7 +164,7 @@ def _overrides(config: dict[str, Any] | None) -> str:
 def _parse(flag_values: flags.FlagValues) -> Sequence[str]:
   """The arguments that are not flags; raises UserError if it cannot parse."""
   try:
-    return flag_values([a for a in sys.argv if a != LIST_FLAG])
+    return flag_values([a for a in sys.argv if a != keys.LIST_FLAG])
   except errors.UserError:
     raise
   except flags.Error as error:

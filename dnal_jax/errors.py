@@ -22,6 +22,12 @@ class NotFinite(UserError):
     self.what = what
 
 
+# The fix where a package that only training needs is missing.
+INSTALL_TRAIN = (
+  "install what training needs: pip install 'dnal_jax[train]', or in a clone"
+  ' pip install -r requirements.txt'
+)
+
 # Exit code of a run that was stopped: EX_TEMPFAIL of sysexits.h, "try again".
 AGAIN = 75
 

@@ -12,7 +12,7 @@ from unittest import mock
 
 from commands import ROOT, run_here
 
-from dnal_jax import config as run_config
+from dnal_jax.config import run_config
 
 PAGES = (
   ROOT / 'README.md',
@@ -197,5 +197,6 @@ def check_requirements(arguments: list[str]) -> None:
   for word, following in zip(arguments, [*arguments[1:], ''], strict=True):
     if word == '-r':
       assert (ROOT / following).is_file(), following
-    extra = re.fullmatch(r'\.\[(\w+)\]', word)
-    assert not extra or re.search(rf'^{extra[1]} = \[', project, re.M), word
+    extras = re.fullmatch(r'\.\[([\w,]+)\]', word)
+    for extra in extras[1].split(',') if extras else ():
+      assert re.search(rf'^{extra} = \[', project, re.M), word

@@ -1,7 +1,6 @@
 """Exit codes and messages of commands."""
 
 import glob
-import json
 import logging
 import os
 import subprocess
@@ -14,6 +13,7 @@ from commands import ROOT, run_here
 import pytest
 
 from dnal_jax import cli, errors, summary
+from dnal_jax.config import read_config
 
 
 def command(end):
@@ -101,7 +101,7 @@ def test_a_config_file_that_fails(content, argument, reason, tmp_path):
   ended = run_here(summary, f'--config={path}{argument}', '--config.seed=1')
   assert (ended.code, ended.out) == (2, '')
   (line,) = ended.err.splitlines()
-  assert line.startswith(f"error: --config='{path}{argument}' cannot be read: ")
+  assert line.startswith(f"error: config '{path}{argument}' cannot be read: ")
   assert reason in line
   assert line.count("'") % 2 == 0
 
@@ -110,16 +110,15 @@ def test_a_config_file_that_fails(content, argument, reason, tmp_path):
   ('path', 'hint'),
   [
     ('configs/quikstart.py', "did you mean 'configs/quickstart.py'?"),
-    ('gone/quickstart.py', 'give the path of a config file'),
-    ('configs', 'give the path'),
+    ('gone/quickstart.py', "give the path of a file, or the name of a config"),
     ('', 'give the path'),
   ],
-)
+)  # fmt: skip
 def test_a_config_file_that_is_missing(path, hint):
   ended = run_here(summary, f'--config={path}:baseline')
   assert (ended.code, ended.out) == (2, '')
   (line,) = ended.err.splitlines()
-  assert f"there is no file --config='{path}'" in line
+  assert f"there is no config file '{path}'" in line
   assert hint in line
 
 
@@ -139,26 +138,38 @@ def test_messages_of_overrides_have_both_quotes(flag, message):
   assert ended.err.count("'") % 2 == 0
 
 
-def test_a_config_is_read_from_another_directory(tmp_path):
-  """What it imports from `configs` is its own project's, not what happens to be
-  in the working directory."""
-  (tmp_path / 'lib').mkdir()
-  (tmp_path / 'lib/dnal_jax').symlink_to(ROOT / 'dnal_jax')
-  (tmp_path / 'configs').mkdir()
-  (tmp_path / 'configs/recipe.py').write_text('raise ValueError')
-  done = subprocess.run(
-    (
-      *(sys.executable, '-m', 'dnal_jax.summary', '--json'),
-      f'--config={ROOT}/configs/vgg16_fashion_mnist.py',
-    ),
-    cwd=tmp_path,
-    env={**os.environ, 'PYTHONPATH': str(tmp_path / 'lib')},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  assert json.loads(done.stdout)['gates']['total'] == 4224
+def test_configs_of_the_project_have_names(monkeypatch, tmp_path):
+  """Which are known in any directory."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'quickstart').mkdir()
+  by_name = read_config('quickstart:baseline')
+  path = ROOT / 'configs/quickstart.py'
+  assert by_name == read_config(f'{path}:baseline') != read_config('quickstart')
+  ended = run_here(summary, '--config=quikstart')
+  assert (ended.code, ended.out) == (2, '')
+  assert "no config 'quikstart' (did you mean 'quickstart'?)" in ended.err
+  assert 'a config of your own is given by its path, FILE.py' in ended.err
+
+
+def test_a_config_imports_from_its_own_project(monkeypatch, tmp_path):
+  """And not from what happens to be in the working directory."""
+  monkeypatch.delitem(sys.modules, 'configs', raising=False)
+  for project, name in (('mine', 'resnet8_digits'), ('elsewhere', 'nope')):
+    configs = tmp_path / project / 'configs'
+    configs.mkdir(parents=True)
+    (configs / 'shared_by_mine.py').write_text(f'NAME = {name!r}')
+    (configs / 'one.py').write_text(
+      'from configs import shared_by_mine\n'
+      'from dnal_jax.config import read_config\n'
+      'def get_config():\n'
+      "  config = read_config('quickstart')\n"
+      '  config.network.name = shared_by_mine.NAME\n'
+      '  return config\n'
+    )
+  monkeypatch.chdir(tmp_path / 'elsewhere')
+  monkeypatch.syspath_prepend('')
+  one = read_config(str(tmp_path / 'mine/configs/one.py'))
+  assert one.network.name == 'resnet8_digits'
 
 
 LOGS = """

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import importlib.util
 import math
 import pathlib
 
@@ -10,30 +9,18 @@ import jax.numpy as jnp
 import pytest
 
 from dnal_jax import errors, trees
-from dnal_jax.config import (
-  RENAMED_KEYS,
-  parse_config,
-)
+from dnal_jax.config import parse_config, read_config
+from dnal_jax.config.keys import RENAMED_KEYS
 from dnal_jax.graph import walk
 from dnal_jax.training.optimizer import assign_groups
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
-SHARED = {'recipe', 'small_images', 'imagenet'}
-RUNNABLE = [p for p in sorted(CONFIGS.glob('*.py')) if p.stem not in SHARED]
+RUNNABLE = sorted(CONFIGS.glob('*.py'))
 graph_of = functools.cache(walk.graph_of)
 
 
 def load(path, variant=''):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(variant)
-
-
-@pytest.fixture(autouse=True)
-def root_on_path(monkeypatch):
-  """As `python -m dnal_jax.main` has it when run from the project's root."""
-  monkeypatch.syspath_prepend(str(CONFIGS.parent))
+  return read_config(f'{path}:{variant}' if variant else str(path))
 
 
 @pytest.fixture(autouse=True)

@@ -123,7 +123,10 @@ def test_commands_name_what_exists(folder):
       'python -m dnal_jax.status --nope DIR',
       "Unknown command line flag 'nope'",
     ),
-    ('python -m dnal_jax.main --config=configs/nope.py --workdir=D', 'no file'),
+    (
+      'python -m dnal_jax.main --config=configs/nope.py --workdir=D',
+      'no config file',
+    ),
     (
       'python -m dnal_jax.main --config=configs/NAME.py --config.lr=1 '
       '--workdir=D',

@@ -205,7 +205,7 @@ def test_first_cell_gets_the_project(path, tmp_path):
   notebook = read(path)
   setup = code_cells(notebook)[0]
   asked = nbformat.v4.new_code_cell(
-    'import configs.quickstart, dnal_jax\nprint(dnal_jax.__file__)'
+    'import dnal_jax, dnal_jax.config\nprint(dnal_jax.__file__)'
   )
   notebook.cells = [setup, asked]
   address = re.search(r'https://\S+', setup.source)[0]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dnal_jax import errors
 from dnal_jax.data import exif
 
 _TRIES = 10
@@ -25,12 +26,21 @@ DRAWS = 4 * _TRIES + 1  # uniform numbers that a random crop and flip use
 @functools.cache
 def import_tensorflow() -> Any:
   """Imports TensorFlow without its log output and hides accelerators from it:
-  they belong to JAX."""
+  they belong to JAX.
+
+  Raises:
+    UserError: it cannot be imported.
+  """
   if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':  # as jax sets it
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'  # warnings repeat what is raised
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # logs two lines
-  import tensorflow as tf
-
+  try:
+    import tensorflow as tf
+  except ImportError as error:
+    raise errors.UserError(
+      'images are read from files by TensorFlow, which does not import here'
+      f' ({error}); {errors.INSTALL_TRAIN}'
+    ) from error
   for kind in ('GPU', 'TPU'):
     tf.config.set_visible_devices([], kind)
   return tf

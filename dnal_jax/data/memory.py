@@ -81,7 +81,13 @@ def _contents(raw: Mapping[str, np.ndarray]) -> Contents:
 def _digits() -> dict[str, np.ndarray]:
   """scikit-learn's 1,797 digits of 8x8 pixels. The test split is a fifth,
   stratified by class."""
-  from sklearn import datasets, model_selection
+  try:
+    from sklearn import datasets, model_selection
+  except ImportError as error:
+    raise errors.UserError(
+      "data set 'digits' is part of scikit-learn, which does not import here"
+      f' ({error}); {errors.INSTALL_TRAIN}'
+    ) from error
 
   bunch: Any = datasets.load_digits()
   images = np.round(bunch['images'] * (255 / 16)).astype(np.uint8)[..., None]

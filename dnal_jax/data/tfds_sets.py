@@ -105,13 +105,13 @@ def prepare(
 
 
 def _builder(name: str, where: str) -> Any:
+  import_tensorflow()
   try:
-    import_tensorflow()
     import tensorflow_datasets as tfds
   except ImportError as error:
     raise errors.UserError(
       f"data set '{name}' is read by tensorflow-datasets, which does not"
-      f' import here ({error}); pip install -r requirements.txt'
+      f' import here ({error}); {errors.INSTALL_TRAIN}'
     ) from error
   try:
     return tfds.builder(name, data_dir=where)

@@ -30,7 +30,7 @@ import sys
 from typing import Any
 
 from dnal_jax import errors
-from dnal_jax.config import RENAMED_KEYS
+from dnal_jax.config.keys import RENAMED_KEYS
 from dnal_jax.workdir import json_files
 
 # A run that met a broken image may go on without it, and a profile does not

@@ -6,13 +6,13 @@ stage by name, and `order` lists the names of those that run.
 
 from collections.abc import Iterable, Mapping
 import dataclasses
-import difflib
 import math
 import types
 import typing
 from typing import Annotated, Any, Literal
 
 from dnal_jax import data, errors, limits, models, trees
+from dnal_jax.config.keys import RENAMED_KEYS
 from dnal_jax.data import splits
 from dnal_jax.graph import walk
 from dnal_jax.limits import Range
@@ -21,17 +21,6 @@ from dnal_jax.training.optimizer import assign_groups
 
 # Keys at the top of a config that stages refer to: one flag sets all of them.
 _SHARED = ('penalty', 'label_smoothing', 'ema', 'nesterov')
-
-# Of commands: lists the keys of a config.
-LIST_FLAG = '--list-overrides'
-
-# Keys of earlier versions and what they are now, at the same place.
-RENAMED_KEYS = {
-  'accumulate': 'grad_accum_steps',
-  'rollbacks': 'max_nan_restarts',
-  'prune_below': 'gate_threshold',
-  'prune_multiple': 'channel_multiple',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,39 +116,6 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
     run = dataclasses.replace(run, data=images)
   _check_run(run)
   return run
-
-
-def check_key(config: Mapping[str, Any], key: str) -> None:
-  """Raises UserError unless a config has `key`, such as 'data.image'; names
-  keys like it, wherever they are, or those that there are in its place."""
-  value, above = config, ''
-  for name in key.split('.'):
-    if not isinstance(value, Mapping):
-      return  # ml_collections knows elements of tuples, and refuses others
-    name = name.partition('[')[0]
-    if name not in value:
-      names = {known: known.rpartition('.')[2] for known in all_keys(config)}
-      wanted = RENAMED_KEYS.get(name, name)
-      near = difflib.get_close_matches(wanted, {*names.values()}, cutoff=0.7)
-      like = [known for known in names if names[known] in near]
-      like.sort(key=lambda known: known.rpartition('.')[0] != above)
-      hint = f'did you mean {" or ".join(like[:4])}?'
-      if not like:
-        hint = f'{above or "the config"} has {", ".join(value)};'
-      raise errors.UserError(
-        f"unknown config key '{key}'; {hint} {LIST_FLAG} lists all"
-      )
-    value, above = value[name], f'{above}.{name}'.strip('.')
-
-
-def all_keys(config: Mapping[str, Any], above: str = '') -> dict[str, Any]:
-  """{'a': {'b': x}} -> {'a': {'b': x}, 'a.b': x}."""
-  found = {}
-  for name, value in config.items():
-    found[f'{above}{name}'] = value
-    if isinstance(value, Mapping):
-      found |= all_keys(value, f'{above}{name}.')
-  return found
 
 
 def _check_order(order: Any, by_name: Any) -> None:

@@ -11,7 +11,7 @@ arXiv 1512.03385, section 4.2.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import recipe
+from dnal_jax.recipes import recipe
 
 
 def cifar10(network: str, weight_decay: float, variant: str = '') -> ConfigDict:

@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import recipe
+from dnal_jax.recipes import recipe
 
 
 def config(

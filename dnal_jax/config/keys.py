@@ -1,0 +1,51 @@
+"""The keys of a config: which there are, and which one was meant."""
+
+from collections.abc import Mapping
+import difflib
+from typing import Any
+
+from dnal_jax import errors
+
+# Of commands: lists the keys of a config.
+LIST_FLAG = '--list-overrides'
+
+# Keys of earlier versions and what they are now, at the same place.
+RENAMED_KEYS = {
+  'accumulate': 'grad_accum_steps',
+  'rollbacks': 'max_nan_restarts',
+  'prune_below': 'gate_threshold',
+  'prune_multiple': 'channel_multiple',
+}
+
+
+def check_key(config: Mapping[str, Any], key: str) -> None:
+  """Raises UserError unless a config has `key`, such as 'data.image'; names
+  keys like it, wherever they are, or those that there are in its place."""
+  value, above = config, ''
+  for name in key.split('.'):
+    if not isinstance(value, Mapping):
+      return  # ml_collections knows elements of tuples, and refuses others
+    name = name.partition('[')[0]
+    if name not in value:
+      names = {known: known.rpartition('.')[2] for known in all_keys(config)}
+      wanted = RENAMED_KEYS.get(name, name)
+      near = difflib.get_close_matches(wanted, {*names.values()}, cutoff=0.7)
+      like = [known for known in names if names[known] in near]
+      like.sort(key=lambda known: known.rpartition('.')[0] != above)
+      hint = f'did you mean {" or ".join(like[:4])}?'
+      if not like:
+        hint = f'{above or "the config"} has {", ".join(value)};'
+      raise errors.UserError(
+        f"unknown config key '{key}'; {hint} {LIST_FLAG} lists all"
+      )
+    value, above = value[name], f'{above}.{name}'.strip('.')
+
+
+def all_keys(config: Mapping[str, Any], above: str = '') -> dict[str, Any]:
+  """{'a': {'b': x}} -> {'a': {'b': x}, 'a.b': x}."""
+  found = {}
+  for name, value in config.items():
+    found[f'{above}{name}'] = value
+    if isinstance(value, Mapping):
+      found |= all_keys(value, f'{above}{name}.')
+  return found
