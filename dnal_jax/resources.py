@@ -35,6 +35,13 @@ class Resources:
     """Steps of an epoch between two checkpoints."""
     return self.config.checkpoint_steps or self.source.steps_per_epoch
 
+  def chunk_size(self, step: int) -> int:
+    """Steps from step `step` of an epoch to the next checkpoint or to the end
+    of the epoch."""
+    left = self.source.steps_per_epoch - step
+    interval = self.checkpoint_interval
+    return min(interval - step % interval, left)
+
 
 @contextlib.contextmanager
 def open_resources(

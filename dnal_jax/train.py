@@ -19,7 +19,7 @@ from dnal_jax.config import RunConfig
 from dnal_jax.parallel import mesh, processes
 from dnal_jax.resources import Resources, open_resources
 from dnal_jax.search import channel_gates
-from dnal_jax.training import loop, metrics, prune, stages
+from dnal_jax.training import advice, loop, metrics, prune, stages
 from dnal_jax.training.hooks import HookList
 from dnal_jax.training.profiler import Profiler
 from dnal_jax.training.progress_bar import ProgressBar, show
@@ -62,8 +62,9 @@ def _train(r: Resources) -> dict[str, Any]:
     hooks.begin_stage(run.cursor.stage, stage, run.stage_steps_done)
     try:
       while run.cursor.epoch < stage.epochs:
+        advice.check_hopeless(stage, run.closed_epochs)
         while run.cursor.step < r.source.steps_per_epoch:
-          steps = hooks.before_chunk(_chunk_size(r, run))
+          steps = hooks.before_chunk(r.chunk_size(run.cursor.step))
           started, done = time.perf_counter(), run.stage_steps_done
           state, step_metrics = loop.train_steps(
             compiled,
@@ -162,7 +163,10 @@ def _enter_next_stage(
   """Prunes the network if the next stage asks for it, and begins the stage."""
   params, batch_stats = state.result
   gate_logits = state.gate_logits
-  cut = prune.next_cut(r.config.stages, run.cursor.stage)
+  if stages.ends_warmup(r.config.stages, run.cursor.stage):
+    gates = channel_gates.open_gates(gate_logits)
+    r.writer.write_warmup(state.variables(gates), model.full_gates)
+  cut = stages.next_cut(r.config.stages, run.cursor.stage)
   if cut is not None and cut.stages_ahead == 1:
     pruned = prune.prune_model(
       model,
@@ -215,13 +219,6 @@ def _compile(
   )
 
 
-def _chunk_size(r: Resources, run: RunState) -> int:
-  """Steps to the next checkpoint or to the end of the epoch."""
-  left = r.source.steps_per_epoch - run.cursor.step
-  interval = r.checkpoint_interval
-  return min(interval - run.cursor.step % interval, left)
-
-
 def _save(r: Resources, run: RunState, state: TrainState) -> RunState:
   """Starts to save a checkpoint; the run as it is saved."""
   broken = tuple(processes.allgather_json(r.source.broken))
@@ -262,11 +259,13 @@ def _end_epoch(
     validation['top1'],
   )
   hooks.end_epoch(row, channel_gates.by_path(gates) if searches else {})
-  cut = prune.next_cut(r.config.stages, run.cursor.stage)
-  if searches and cut and 2 * epoch >= stage.epochs:
-    warning = prune.pruning_warning(model, state.gate_logits, cut)
-    if warning:
-      show(warning)
+  cut = stages.next_cut(r.config.stages, run.cursor.stage)
+  if searches and cut:
+    run = run.count_closed(prune.closed_layers(model, gates))
+    if 2 * epoch >= stage.epochs:
+      warning = prune.pruning_warning(model, state.gate_logits, cut)
+      if warning:
+        show(warning)
   return run
 
 

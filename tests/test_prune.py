@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import pytest
 
 from dnal_jax import errors, models
-from dnal_jax.training import evaluate, prune
+from dnal_jax.training import advice, evaluate, prune
 from dnal_jax.training.optimizer import ParamGroup
 from dnal_jax.training.schedule import LearningRate
-from dnal_jax.training.stages import Stage
+from dnal_jax.training.stages import Cut, Stage, next_cut
+from dnal_jax.workdir.run_state import RunState
 
 RATE = LearningRate(0.1)
 WARMUP = Stage('warmup', 2, {'w': ParamGroup('params/.*', RATE)})
@@ -39,18 +40,18 @@ def gate_logits(model, value):
 
 def test_the_next_cut():
   stages = (WARMUP, SEARCH, WARMUP, FINETUNE, SEARCH)
-  cuts = [prune.next_cut(stages, here) for here in range(5)]
+  cuts = [next_cut(stages, here) for here in range(5)]
   assert cuts == [
     None,  # nothing is searched yet
-    prune.Cut(SEARCH, 0.9, 8, 2),
-    prune.Cut(SEARCH, 0.9, 8, 1),
+    Cut(SEARCH, 0.9, 8, 2),
+    Cut(SEARCH, 0.9, 8, 1),
     None,
     None,
   ]
 
 
 def test_pruning_warning(model):
-  cut = prune.Cut(SEARCH, 0.9, 1, 1)
+  cut = Cut(SEARCH, 0.9, 1, 1)
   nothing = prune.pruning_warning(model, gate_logits(model, 1.0), cut)
   assert 'no channel would be pruned' in nothing
   assert '0.1, may be too small' in nothing
@@ -72,7 +73,7 @@ def test_advice_is_for_what_the_gates_show(model):
 
   def warning(logit, threshold=0.9, multiple=1, **search):
     stage = dataclasses.replace(SEARCH, **search)
-    cut = prune.Cut(stage, threshold, multiple, 1)
+    cut = Cut(stage, threshold, multiple, 1)
     return prune.pruning_warning(model, gate_logits(model, logit), cut)
 
   for penalty in (0.0, 0.04):
@@ -93,8 +94,51 @@ def test_advice_is_for_what_the_gates_show(model):
   assert 'the penalty is 0; try a penalty above 0' in warning(1.0, penalty=0.0)
   logits = gate_logits(model, 1.0)
   logits['gate3_2']['g'] = logits['gate3_2']['g'].at[5:].set(-1.0)
-  rounded = prune.pruning_warning(model, logits, prune.Cut(SEARCH, 0.9, 128, 1))
+  rounded = prune.pruning_warning(model, logits, Cut(SEARCH, 0.9, 128, 1))
   assert 'a smaller channel_multiple than 128' in rounded
+
+
+def test_closed_layers(model):
+  """Those of which no channel is left, where nothing bypasses them."""
+  gates = jax.tree.map(jnp.ones_like, model.initial_gate_logits())
+  assert prune.closed_layers(model, gates) == []
+  gates['gate2_1']['g'] = gates['gate2_1']['g'].at[1:].set(0.09)
+  assert prune.closed_layers(model, gates) == []
+  gates['gate2_1']['g'] = gates['gate2_1']['g'].at[0].set(0.09)
+  assert prune.closed_layers(model, gates) == ['gate2_1']
+  residual = prune.PrunableModel.create(
+    models.get('resnet8_digits').build(classes=10), (8, 8, 1), {}
+  )
+  gates = jax.tree.map(jnp.ones_like, residual.initial_gate_logits())
+  bypassed = next(path for path in residual.full_gates if '/' in path)
+  for name in bypassed.split('/')[:-1]:
+    inner = gates[name]
+  inner[bypassed.split('/')[-1]]['g'] *= 0
+  assert prune.closed_layers(residual, gates) == []
+
+
+def test_a_search_is_hopeless_after_three_epochs():
+  advice.check_hopeless(SEARCH, {})
+  advice.check_hopeless(SEARCH, {'gate1_1': 2})
+  with pytest.raises(errors.UserError) as raised:
+    advice.check_hopeless(SEARCH, {'gate1_1': 2, 'gate2_1': 3})
+  assert (
+    "stage 'search' ends early: for 3 epochs every channel of gate2_1,"
+    in (str(raised.value))
+  )
+  assert 'a smaller penalty than 0.1, say 0.033' in str(raised.value)
+  no_penalty = dataclasses.replace(SEARCH, penalty=0.0)
+  with pytest.raises(errors.UserError) as raised:
+    advice.check_hopeless(no_penalty, {'gate2_1': 5})
+  assert 'a smaller stages.search.train.*.lr.base of the' in str(raised.value)
+
+
+def test_epochs_of_closed_layers_are_counted_in_a_row():
+  run = RunState().begin_stage('search', 9, 9)
+  for closed in (['a'], ['a', 'b'], ['b'], ['a', 'b']):
+    run = RunState.from_json(run.count_closed(closed).to_json())
+  assert run.closed_epochs == {'a': 1, 'b': 3}
+  assert run.begin_stage('finetune', 1, 1).closed_epochs == {}
 
 
 def test_a_model_of_fewer_channels_leaves_the_full_one_as_it_is(model):
@@ -120,7 +164,7 @@ def test_decision_is_handed_over_before_anything_can_fail(model):
   net = model.full
   variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
   params, stats = variables['params'], variables['batch_stats']
-  cut, decisions = prune.Cut(SEARCH, 0.9, 1, 1), []
+  cut, decisions = Cut(SEARCH, 0.9, 1, 1), []
 
   def pruned(logits):
     return prune.prune_model(
@@ -158,3 +202,10 @@ def test_decision_is_handed_over_before_anything_can_fail(model):
     pruned(gate_logits(model, 0.1))
   assert 'larger stages.search.delta_end than 2' in str(raised.value)
   assert 'penalty' not in str(raised.value)
+  logits = gate_logits(model, 0.1)  # undecided, with an open one in each layer
+  for gate in model.full_gates:
+    logits[gate]['g'] = logits[gate]['g'].at[0].set(9.0)
+  with pytest.raises(errors.UserError) as raised:
+    pruned(logits)
+  assert "'search' has not found what to prune: 442 of 448" in str(raised.value)
+  assert len(decisions[-1]['gate2_1']) == 1  # it is kept all the same

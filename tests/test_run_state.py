@@ -88,7 +88,8 @@ def test_record_of_the_first_version_is_read_and_written_alike(number):
   """Orbax stores the JSON item as a file of its own."""
   item = json.loads((GOLDEN / str(number) / 'position/metadata').read_text())
   record = item['position']
-  assert json.loads(json.dumps(RunState.from_json(record).to_json())) == record
+  written = json.loads(json.dumps(RunState.from_json(record).to_json()))
+  assert written == {**record, 'closed_epochs': {}}
 
 
 def test_restart_halves_the_rates_of_the_failed_attempt():

@@ -20,6 +20,8 @@ import numpy as np
 from dnal_jax import nn
 
 Tree = Any
+# Gates below and above are closed and open for good; others are undecided.
+LOW, HIGH = 0.1, 0.9
 
 
 def open_gates(gate_logits: Tree) -> Tree:
@@ -102,7 +104,7 @@ def kept_channels(gates: Tree, present: nn.Keep, known: nn.Keep) -> nn.Keep:
 
 
 def count_by_state(gates: Tree) -> jax.Array:
-  """[3] int32: how many gate values are below 0.1, undecided, and above 0.9."""
+  """[3] int32: how many values are below LOW, undecided, and above HIGH."""
   g = jnp.concatenate([jnp.zeros(0), *jax.tree.leaves(gates)])
-  low, high = (g < 0.1).sum(), (g > 0.9).sum()
+  low, high = (g < LOW).sum(), (g > HIGH).sum()
   return jnp.stack([low, g.size - low - high, high])

@@ -17,8 +17,8 @@ from dnal_jax.graph import surgery, walk
 from dnal_jax.models import Network
 from dnal_jax.parallel import mesh
 from dnal_jax.search import channel_gates
-from dnal_jax.training import evaluate
-from dnal_jax.training.stages import Stage
+from dnal_jax.training import advice, evaluate
+from dnal_jax.training.stages import Cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +62,6 @@ class PrunableModel:
     return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), gates)
 
 
-class Cut(NamedTuple):
-  """What is pruned on entry of a stage, by the gates of a search before it."""
-
-  search: Stage
-  threshold: float  # channels with gates above it are kept
-  multiple: int  # of which the widths kept are made multiples
-  stages_ahead: int  # 1: on entry of the next stage
-
-
 class Pruned(NamedTuple):
   """A pruned network and how it compares with the masked one."""
 
@@ -81,17 +72,6 @@ class Pruned(NamedTuple):
   comparison: evaluate.Comparison  # on validation
 
 
-def next_cut(stages: tuple[Stage, ...], here: int) -> Cut | None:
-  """The next pruning by the last search among the stages up to number `here`;
-  None if there is none."""
-  searches = [s for s in stages[: here + 1] if s.searches]
-  for ahead, stage in enumerate(stages[here + 1 :], 1):
-    if stage.gate_threshold is not None and searches:
-      multiple = stage.channel_multiple
-      return Cut(searches[-1], stage.gate_threshold, multiple, ahead)
-  return None
-
-
 def pruning_warning(
   model: PrunableModel, gate_logits: Any, cut: Cut
 ) -> str | None:
@@ -100,15 +80,25 @@ def pruning_warning(
   decision = _decide(model, gate_logits, cut)
   now = 'as the gates are now'
   if sum(map(len, decision.keep.values())) == model.kept_channels:
-    cause, fix = _why_none(decision.soft, cut)
+    cause, fix = advice.why_none(decision.soft, cut)
     return f'{now}, no channel would be pruned: {cause}; try {fix}'
   if decision.closed:
-    cause, fix = _why_all(decision.soft, decision.closed, cut)
+    cause, fix = advice.why_all(decision.soft, decision.closed, cut)
     return (
       f'{now}, every channel would be pruned of {", ".join(decision.closed)},'
       f' which nothing bypasses: {cause}; try {fix}'
     )
   return None
+
+
+def closed_layers(model: PrunableModel, gates: Any) -> list[str]:
+  """Gates whose values are all below LOW and that nothing bypasses, so that no
+  image reaches the classifier."""
+  values = channel_gates.by_path(jax.device_get(gates))
+  if not any((g < channel_gates.LOW).all() for g in values.values()):
+    return []
+  not_low = jax.tree.map(lambda g: g >= channel_gates.LOW, gates)
+  return _keeping(model, not_low)[1]
 
 
 def prune_model(
@@ -128,18 +118,20 @@ def prune_model(
   them, so that they are on disk even if that fails.
 
   Raises:
-    UserError: closed gates keep the image from the classifier.
+    UserError: closed gates keep the image from the classifier, or most gates
+      are undecided.
     RuntimeError: the pruned and the masked network are not the same function.
   """
   gates, soft, keep, closed, small = _decide(model, gate_logits, cut)
   on_decision(keep)
   if closed:
-    cause, fix = _why_all(soft, closed, cut)
+    cause, fix = advice.why_all(soft, closed, cut)
     raise errors.UserError(
       f'every channel would be pruned of {", ".join(closed)}, which nothing'
-      f' bypasses, so no image would reach the classifier: {cause}. Search in a'
-      f' new --workdir with {fix}; the search result is kept'
+      f' bypasses, so no image would reach the classifier: {cause}.'
+      f' {advice.AGAIN} with {fix}'
     )
+  advice.check_decided(soft, cut)
   masked = {'params': params, 'batch_stats': batch_stats, 'gates': gates}
   pruned = surgery.prune_variables(masked, model.graph, small.graph)
   pruned = mesh.put_replicated(pruned)
@@ -170,55 +162,16 @@ def _decide(model: PrunableModel, gate_logits: Any, cut: Cut) -> _Decision:
   gates = jax.jit(hard)(gate_logits)
   soft = jax.jit(channel_gates.soft_gates)(gate_logits, delta_end)
   soft = channel_gates.by_path(jax.device_get(soft))
+  return _Decision(gates, soft, *_keeping(model, gates))
+
+
+def _keeping(
+  model: PrunableModel, gates: Any
+) -> tuple[nn.Keep, list[str], PrunableModel]:
+  """Channels whose gates are not 0; gates without any that keep the image from
+  the classifier; and the network of these channels."""
   keep = channel_gates.kept_channels(gates, model.graph.gates, model.full_gates)
   small = model.with_channels(keep)
   # Those that the search has closed: a vanished branch has others besides.
   closed = [gate for gate in small.graph.cut_off_by if not keep[gate]]
-  return _Decision(gates, soft, keep, closed, small)
-
-
-def _why_all(
-  soft: dict[str, Any], closed: list[str], cut: Cut
-) -> tuple[str, str]:
-  """Why the search kept no channel of the gates `closed`, and what to try."""
-  search = cut.search
-  states = [channel_gates.count_by_state(soft[gate]) for gate in closed]
-  if all(undecided + high for _, undecided, high in states):
-    return _undecided(sum(states), search)
-  if search.penalty == 0:
-    rate = f'stages.{search.name}.train.*.lr.base'
-    return 'they close without a penalty', f'a smaller {rate} of the gates'
-  return (
-    f'the penalty, {search.penalty:g}, may be too large for so many steps',
-    f'a smaller penalty than {search.penalty:g}, say {search.penalty / 3:.2g}',
-  )
-
-
-def _why_none(soft: dict[str, Any], cut: Cut) -> tuple[str, str]:
-  """Why the search closed no channel for good, and what to try."""
-  search = cut.search
-  counts = channel_gates.count_by_state(soft)
-  _, undecided, high = counts
-  if any((g <= cut.threshold).any() for g in soft.values()):
-    return (
-      f'channel_multiple, {cut.multiple}, keeps those with closed gates, too',
-      f'a smaller channel_multiple than {cut.multiple}',
-    )
-  if undecided > high:
-    return _undecided(counts, search)
-  if search.penalty == 0:
-    return 'the penalty is 0', 'a penalty above 0'
-  return (
-    f'the penalty, {search.penalty:g}, may be too small for so few steps',
-    f'a larger penalty than {search.penalty:g}, say {search.penalty * 3:.2g}',
-  )
-
-
-def _undecided(counts: Any, search: Stage) -> tuple[str, str]:
-  """Cause and remedy where gates have `counts` (`count_by_state`)."""
-  return (
-    f'{int(counts[1])} of {int(sum(counts))} gates are undecided, between 0.1'
-    ' and 0.9',
-    f'a larger stages.{search.name}.delta_end than {search.delta_end:g} or more'
-    f' stages.{search.name}.epochs than {search.epochs}',
-  )
+  return keep, closed, small

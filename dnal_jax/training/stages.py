@@ -99,3 +99,29 @@ def validate(stages: tuple[Stage, ...]) -> None:
         ' stage with delta_end before it, or drop its gate_threshold'
       )
     searched = stage.searches or (searched and stage.gate_threshold is None)
+
+
+def ends_warmup(stages: tuple[Stage, ...], index: int) -> bool:
+  """Whether the first search of a run follows on stage number `index`."""
+  searches = [stage.searches for stage in stages]
+  return searches[index + 1] and not any(searches[: index + 1])
+
+
+class Cut(NamedTuple):
+  """What is pruned on entry of a stage, by the gates of a search before it."""
+
+  search: Stage
+  threshold: float  # channels with gates above it are kept
+  multiple: int  # of which the widths kept are made multiples
+  stages_ahead: int  # 1: on entry of the next stage
+
+
+def next_cut(stages: tuple[Stage, ...], here: int) -> Cut | None:
+  """The next pruning by the last search among the stages up to number `here`;
+  None if there is none."""
+  searches = [s for s in stages[: here + 1] if s.searches]
+  for ahead, stage in enumerate(stages[here + 1 :], 1):
+    if stage.gate_threshold is not None and searches:
+      multiple = stage.channel_multiple
+      return Cut(searches[-1], stage.gate_threshold, multiple, ahead)
+  return None

@@ -8,6 +8,7 @@ read again once SHA256SUMS is deleted.
 from collections.abc import Iterable, Mapping
 import hashlib
 import pathlib
+import types
 
 from dnal_jax import errors
 
@@ -16,7 +17,9 @@ _MAX_BYTES = 1 << 16
 
 
 def write(
-  workdir: pathlib.Path, names: Iterable[str], soon: Mapping[str, bytes]
+  workdir: pathlib.Path,
+  names: Iterable[str],
+  soon: Mapping[str, bytes] = types.MappingProxyType({}),
 ) -> None:
   """Writes the digests of files, by their paths in the run folder; `soon` has
   the contents of those that will be written next."""

@@ -8,6 +8,8 @@
                      class names; how images are resized and normalised
   model/             weights after the last epoch; with architecture.json all
                      that `load` needs
+  warmup/            the full network after the warm-up, as a folder that `load`
+                     reads: architecture.json, model/, SHA256SUMS
   checkpoints/       what an interrupted run resumes from (`checkpoint.py`)
   damaged/           checkpoints that could not be read
   metrics.jsonl      a row for each epoch (`metrics_file.py`)

@@ -59,6 +59,9 @@ class RunState:
   keep: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
   images: int = 0  # to train on
   lr_factor: float = 1.0  # of this stage's learning rates, after restarts
+  # Gate path -> epochs running at whose end all of its channels were closed
+  # while nothing bypasses it (`training.prune.closed_layers`).
+  closed_epochs: Mapping[str, int] = dataclasses.field(default_factory=dict)
   # For each process, {split: records that it found to be undecodable}. One may
   # be broken in some crops only, so what another process knows would change
   # this one's batches.
@@ -134,6 +137,7 @@ class RunState:
       cursor=Cursor(stage=len(before)),
       result=dataclasses.replace(self.result, stages=stages),
       lr_factor=1.0,
+      closed_epochs={},
     )
 
   def add_steps(
@@ -183,6 +187,11 @@ class RunState:
       best=best,
     )
     return dataclasses.replace(after, result=result)
+
+  def count_closed(self, closed: Sequence[str]) -> 'RunState':
+    """At the end of an epoch, after which these gates are closed."""
+    epochs = {gate: self.closed_epochs.get(gate, 0) + 1 for gate in closed}
+    return dataclasses.replace(self, closed_epochs=epochs)
 
   def prune(
     self,

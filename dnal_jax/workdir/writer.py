@@ -31,6 +31,8 @@ from dnal_jax.workdir import (
 from dnal_jax.workdir.metrics_file import MetricsFile
 from dnal_jax.workdir.status_file import StatusFile
 
+WARMUP = 'warmup'
+
 
 class Writer(Protocol):
   """Writes files of one run.
@@ -50,6 +52,11 @@ class Writer(Protocol):
 
   def write_architecture(self, keep: nn.Keep) -> None:
     """The channels that are left."""
+    ...
+
+  def write_warmup(self, variables: surgery.Variables, keep: nn.Keep) -> None:
+    """The network with which the search begins, as a folder of its own that
+    `load` reads; `keep` are all its channels."""
     ...
 
   def write_result(
@@ -104,6 +111,9 @@ class _NullWriter:
   def write_architecture(self, keep: nn.Keep) -> None:
     pass
 
+  def write_warmup(self, variables: surgery.Variables, keep: nn.Keep) -> None:
+    pass
+
   def write_result(
     self, variables: surgery.Variables, result: Mapping[str, Any]
   ) -> None:
@@ -144,16 +154,28 @@ class _PrimaryWriter(Hook):
 
   def write_architecture(self, keep: nn.Keep) -> None:
     self.check()
-    network = self._config.network
     with self._reporting_disk_errors():
-      architecture.write(
-        self._workdir,
-        network.name,
-        network.width,
-        self._class_names,
-        Preprocessing.of(self._config.data),
-        keep,
-      )
+      self._write_architecture(self._workdir, keep)
+
+  def write_warmup(self, variables: surgery.Variables, keep: nn.Keep) -> None:
+    self.check()
+    folder = self._workdir / WARMUP
+    with self._reporting_disk_errors():
+      folder.mkdir(exist_ok=True)
+      self._write_architecture(folder, keep)
+      weights.write(folder, jax.device_get(variables))
+      checksums.write(folder, ('architecture.json', weights.FILE))
+
+  def _write_architecture(self, folder: pathlib.Path, keep: nn.Keep) -> None:
+    network = self._config.network
+    architecture.write(
+      folder,
+      network.name,
+      network.width,
+      self._class_names,
+      Preprocessing.of(self._config.data),
+      keep,
+    )
 
   def write_result(
     self, variables: surgery.Variables, result: Mapping[str, Any]
