@@ -31,6 +31,8 @@ class LayerSpec:
   norm: bool
   # Gates without channels that keep the image from reaching the input.
   cut_off_by: tuple[str, ...]
+  out_readers: tuple[str, ...]  # gates of layers that alone read the outputs
+  in_written: tuple[nn.Written, ...]  # what keeps the inputs alive
 
   @property
   def macs(self) -> int:
@@ -108,4 +110,6 @@ def _layer_spec(layer, m: nn.Features, out: nn.Features) -> LayerSpec:
     bias=layer.bias if is_conv else True,
     norm=is_conv,
     cut_off_by=m.cut_off_by,
+    out_readers=layer.width.readers if is_conv else (),
+    in_written=m.written,
   )

@@ -37,12 +37,24 @@ class Width(NamedTuple):
 
   ids: Ids
   gate: str | None  # path of the gate; None: these channels are never pruned
+  # Paths of the gates of the layers that read it, one after the other and alone
+  # (`chain`): without channels of any of them there are none here.
+  readers: tuple[str, ...] = ()
+
+
+class Written(NamedTuple):
+  """The part of a map that one layer writes: `channels` of it, ids in `width`,
+  are at `ids` of the map."""
+
+  width: Width
+  channels: Ids
+  ids: Ids
 
 
 @partial(
   jax.tree_util.register_dataclass,
   data_fields=['x'],
-  meta_fields=['ids', 'gates', 'cut_off_by'],
+  meta_fields=['ids', 'gates', 'cut_off_by', 'written'],
 )
 @dataclasses.dataclass(frozen=True)
 class Features:
@@ -54,6 +66,8 @@ class Features:
   gates: tuple[str, ...] = ()
   # Gates without channels that keep the image from reaching x; () if none do.
   cut_off_by: tuple[str, ...] = ()
+  # By the layers that wrote x: what keeps its channels alive.
+  written: tuple[Written, ...] = ()
 
 
 def gated(module: linen.Module, gate: str, n: int) -> Width:
@@ -79,14 +93,27 @@ def chain(module: linen.Module, **gates: int) -> list[Width]:
   """
   widths = [gated(module, gate, n) for gate, n in gates.items()]
   for i in range(len(widths) - 2, -1, -1):
-    if not widths[i + 1].ids:
-      widths[i] = widths[i]._replace(ids=())
+    after = widths[i + 1]
+    assert after.gate is not None
+    widths[i] = widths[i]._replace(
+      ids=widths[i].ids if after.ids else (),
+      readers=(after.gate, *after.readers),
+    )
   return widths
 
 
 def image(x: jax.Array) -> Features:
   """The network's input: all channels of the images [B, H, W, C]."""
-  return Features(x, tuple(range(x.shape[-1])))
+  return layer_output(x, ungated(x.shape[-1]))
+
+
+def layer_output(
+  x: jax.Array, width: Width, cut_off_by: tuple[str, ...] = ()
+) -> Features:
+  """What a layer of a width has computed: [B, H, W, n] or [B, n]."""
+  gates = () if width.gate is None else (width.gate,)
+  written = (Written(width, width.ids, width.ids),) if width.ids else ()
+  return Features(x, width.ids, gates, cut_off_by, written)
 
 
 def act(f: Callable[[jax.Array], jax.Array], m: Features) -> Features:
@@ -119,8 +146,16 @@ def flatten(m: Features, channels: int) -> Features:
       f'cannot flatten a map of {h} x {w} positions and {n} channels: the'
       f' result may have {MAX_FLAT:,} channels at most; use smaller images'
     )
-  ids = tuple(p * channels + c for p in range(h * w) for c in m.ids)
-  return dataclasses.replace(m, x=m.x.reshape(b, h * w * n), ids=ids)
+
+  def flat(ids: Ids) -> Ids:
+    return tuple(p * channels + c for p in range(h * w) for c in ids)
+
+  written = tuple(
+    part._replace(channels=part.channels * (h * w), ids=flat(part.ids))
+    for part in m.written
+  )
+  x = m.x.reshape(b, h * w * n)
+  return dataclasses.replace(m, x=x, ids=flat(m.ids), written=written)
 
 
 def add(*branches: Features, shortcut: Features | None = None) -> Features:
@@ -136,7 +171,8 @@ def add(*branches: Features, shortcut: Features | None = None) -> Features:
   reached = any(not m.cut_off_by for m in maps)
   closed = dict.fromkeys(gate for m in maps for gate in m.cut_off_by)
   cut_off_by = () if reached else tuple(closed)
-  return Features(jnp.asarray(x), ids, gates, cut_off_by)
+  written = tuple(part for m in maps for part in m.written)
+  return Features(jnp.asarray(x), ids, gates, cut_off_by, written)
 
 
 def select(m: Features, ids: Ids) -> Features:
@@ -153,8 +189,13 @@ def subsample(m: Features, stride: int, shift: int) -> Features:
 
   ResNet's shortcut without parameters (option A of 1512.03385, section 4.2).
   """
-  ids = tuple(c + shift for c in m.ids)
-  return dataclasses.replace(m, x=m.x[:, ::stride, ::stride], ids=ids)
+
+  def shifted(ids: Ids) -> Ids:
+    return tuple(c + shift for c in ids)
+
+  written = tuple(part._replace(ids=shifted(part.ids)) for part in m.written)
+  x = m.x[:, ::stride, ::stride]
+  return dataclasses.replace(m, x=x, ids=shifted(m.ids), written=written)
 
 
 def scaled(channels: int, width: float) -> int:

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from dnal_jax.nn.activations import relu
-from dnal_jax.nn.features import Features, Width, act, select
+from dnal_jax.nn.features import (
+  Features,
+  Width,
+  act,
+  layer_output,
+  select,
+  ungated,
+)
 from dnal_jax.ops import batch_norm, convolution
 
 Initializer = jax.nn.initializers.Initializer
@@ -55,14 +62,13 @@ class ConvBn(linen.Module):
   def __call__(self, m: Features) -> Features:
     if self.depthwise:
       m = select(m, self.width.ids)
-    gates = () if self.width.gate is None else (self.width.gate,)
     applied = _applied_gates(self)
     b, h, w, c = m.x.shape
     n = len(self.width.ids)
     out_shape = (b, -(-h // self.stride), -(-w // self.stride), n)
     x = jnp.zeros(out_shape, m.x.dtype)
     if not n:
-      return Features(x, (), gates, (*m.cut_off_by, *applied))
+      return layer_output(x, self.width, (*m.cut_off_by, *applied))
     if c:
       shape = (self.kernel, self.kernel, 1 if self.depthwise else c, n)
       kernel = self.param('kernel', _he_fan_out, shape, jnp.float32)
@@ -77,7 +83,7 @@ class ConvBn(linen.Module):
       x = x + bias.astype(x.dtype)
     g = None if self.gate is None else self.gate(n)
     x = batch_norm.BatchNorm(self.epsilon, self.train, name='bn')(x, g)
-    return Features(x, self.width.ids, gates, m.cut_off_by)
+    return layer_output(x, self.width, m.cut_off_by)
 
 
 class Dense(linen.Module):
@@ -98,7 +104,7 @@ class Dense(linen.Module):
       'bias', linen.initializers.zeros, (self.features,), jnp.float32
     )
     x = x + bias.astype(x.dtype)
-    return Features(x, tuple(range(self.features)), cut_off_by=m.cut_off_by)
+    return layer_output(x, ungated(self.features), m.cut_off_by)
 
 
 class Head(linen.Module):
