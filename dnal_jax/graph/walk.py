@@ -54,6 +54,21 @@ class Graph:
     """Gates that together keep the image from the classifier; () if none do."""
     return self.layers['head/logits'].cut_off_by
 
+  @property
+  def needed_gates(self) -> tuple[str, ...]:
+    """Gates on a way from the image to the classifier that has as few of them
+    as any: a channel of each is enough for the image to reach it."""
+    ways: dict[str, dict[str, None]] = {'': {}}
+
+    def shortest(layer: LayerSpec) -> dict[str, None]:
+      return min((ways[part.layer] for part in layer.in_written), key=len)
+
+    for path, layer in self.layers.items():
+      gate = () if layer.out_gate is None else (layer.out_gate,)
+      own = dict.fromkeys((*gate, *layer.out_readers))
+      ways[path] = {**shortest(layer), **own}
+    return tuple(shortest(self.layers['head/logits']))
+
 
 def graph_of(net: Any, image_shape: tuple[int, int, int]) -> Graph:
   """Traces `net` on one image of shape (height, width, channels).

@@ -46,6 +46,7 @@ class Written(NamedTuple):
   """The part of a map that one layer writes: `channels` of it, ids in `width`,
   are at `ids` of the map."""
 
+  layer: str  # its path; '' for the image
   width: Width
   channels: Ids
   ids: Ids
@@ -104,16 +105,16 @@ def chain(module: linen.Module, **gates: int) -> list[Width]:
 
 def image(x: jax.Array) -> Features:
   """The network's input: all channels of the images [B, H, W, C]."""
-  return layer_output(x, ungated(x.shape[-1]))
+  return layer_output(x, '', ungated(x.shape[-1]))
 
 
 def layer_output(
-  x: jax.Array, width: Width, cut_off_by: tuple[str, ...] = ()
+  x: jax.Array, layer: str, width: Width, cut_off_by: tuple[str, ...] = ()
 ) -> Features:
-  """What a layer of a width has computed: [B, H, W, n] or [B, n]."""
+  """What the layer of a path and width has computed: [B, H, W, n] or [B, n]."""
   gates = () if width.gate is None else (width.gate,)
-  written = (Written(width, width.ids, width.ids),) if width.ids else ()
-  return Features(x, width.ids, gates, cut_off_by, written)
+  written = Written(layer, width, width.ids, width.ids)
+  return Features(x, width.ids, gates, cut_off_by, (written,))
 
 
 def act(f: Callable[[jax.Array], jax.Array], m: Features) -> Features:

@@ -67,8 +67,9 @@ class ConvBn(linen.Module):
     n = len(self.width.ids)
     out_shape = (b, -(-h // self.stride), -(-w // self.stride), n)
     x = jnp.zeros(out_shape, m.x.dtype)
+    path = '/'.join(self.path)
     if not n:
-      return layer_output(x, self.width, (*m.cut_off_by, *applied))
+      return layer_output(x, path, self.width, (*m.cut_off_by, *applied))
     if c:
       shape = (self.kernel, self.kernel, 1 if self.depthwise else c, n)
       kernel = self.param('kernel', _he_fan_out, shape, jnp.float32)
@@ -83,7 +84,7 @@ class ConvBn(linen.Module):
       x = x + bias.astype(x.dtype)
     g = None if self.gate is None else self.gate(n)
     x = batch_norm.BatchNorm(self.epsilon, self.train, name='bn')(x, g)
-    return layer_output(x, self.width, m.cut_off_by)
+    return layer_output(x, path, self.width, m.cut_off_by)
 
 
 class Dense(linen.Module):
@@ -104,7 +105,8 @@ class Dense(linen.Module):
       'bias', linen.initializers.zeros, (self.features,), jnp.float32
     )
     x = x + bias.astype(x.dtype)
-    return layer_output(x, ungated(self.features), m.cut_off_by)
+    width = ungated(self.features)
+    return layer_output(x, '/'.join(self.path), width, m.cut_off_by)
 
 
 class Head(linen.Module):

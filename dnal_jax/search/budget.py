@@ -1,0 +1,179 @@
+"""A target for what a network costs: its penalty in the search, its decision.
+
+Ours; not in the paper. In the search, a cost C (`cost.Cost`) of the soft gates
+is held at a level that falls from that of the full network to the target, by
+
+    w * log(C / level),   w = max(0, m + log(C / level)),
+
+whose multiplier m grows by `RATE` * log(C / level) an epoch while the cost is
+above the level, and shrinks below it (the augmented Lagrangian method). At the
+end, gates are ranked by their logits, and as many channels are kept as the
+exact cost of the target allows.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dnal_jax import limits
+from dnal_jax.cost.cost import KINDS, Cost
+from dnal_jax.cost.live import Live
+from dnal_jax.graph import walk
+from dnal_jax.limits import Range
+
+# The level has reached the target after this share of the search, so that the
+# rest of it can settle there.
+SETTLED = 0.6
+RATE = 4.0
+MAX_MULTIPLIER = 20.0
+# Channels are added back until the cost is this share of its target.
+CLOSE = 0.999
+
+Scores = Mapping[str, np.ndarray]  # gate path -> [n], the larger the better
+Masks = dict[str, np.ndarray]  # gate path -> [n] int64, 0 or 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """What the pruned network may cost: up to 1 a share of the full network,
+  above 1 an absolute number; None: anything. All must hold."""
+
+  macs: Annotated[float | None, Range(above=0)] = None
+  params: Annotated[float | None, Range(above=0)] = None
+
+  def __post_init__(self):
+    limits.check(self)
+
+  def __bool__(self) -> bool:
+    return any(value is not None for value in vars(self).values())
+
+  def budget(self, graph: walk.Graph, full: walk.Graph) -> 'Budget':
+    """The target for a network that is to be pruned; shares are those of the
+    full network."""
+    costs, most = [], []
+    for kind, make in KINDS.items():
+      value = getattr(self, kind)
+      if value is not None:
+        costs.append(make(graph))
+        share = value * make(full).full if value <= 1 else value
+        most.append(int(share))
+    return Budget(graph, tuple(costs), tuple(most))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Budget:
+  """Costs of one network, and the most that each may be."""
+
+  graph: walk.Graph
+  costs: tuple[Cost, ...]
+  limits: tuple[int, ...]
+
+  # In the search.
+
+  def excess(self, gates: Mapping[str, Any], progress: jax.Array) -> jax.Array:
+    """[k] float32, log(C / level) of each cost for soft gates by path, after
+    the share `progress` of the search."""
+    share = jnp.minimum(progress / SETTLED, 1.0)
+    logs = []
+    for cost, limit in zip(self.costs, self.limits, strict=True):
+      level = (1 - share) * np.log(cost.full) + share * np.log(limit)
+      logs.append(jnp.log(cost(gates)) - level)
+    return jnp.stack(logs)
+
+  def initial_multipliers(self) -> jax.Array:
+    """[k] float32."""
+    return jnp.zeros(len(self.costs), jnp.float32)
+
+  # At its end.
+
+  def shares(self, masks: Masks) -> list[float]:
+    """The cost of the channels of `masks`, each kind over its limit."""
+    return [
+      int(cost(masks)) / limit
+      for cost, limit in zip(self.costs, self.limits, strict=True)
+    ]
+
+  def fits(self, masks: Masks) -> bool:
+    """Whether no cost is above its limit."""
+    return max(self.shares(masks)) <= 1
+
+  def decide(self, scores: Scores, multiple: int) -> Masks:
+    """The channels to keep: as many of the best as the limits allow.
+
+    The channels of a gate are kept in groups of `multiple`, best first; a group
+    has the score of its best channel. Gates that the image needs to reach the
+    classifier keep a group whatever its score.
+
+    """
+    groups = _groups(scores, multiple)
+    needed = [
+      next(group for group in groups if group.gate == gate)
+      for gate in self.graph.needed_gates
+    ]
+    path: list[_Group] = []
+    while True:
+      chosen = _largest(
+        len(groups), lambda n: self.fits(_keep(scores, path + groups[:n]))
+      )
+      kept = _keep(scores, path + groups[:chosen])
+      closed = [group for group in needed if not kept[group.gate].any()]
+      if not closed or Live(self.graph, kept).reaches_classifier():
+        break
+      path.append(closed[0])
+    for group in groups[chosen:]:
+      if max(self.shares(kept)) >= CLOSE:
+        break
+      more = {**kept, group.gate: kept[group.gate] | group.mask}
+      if self.fits(more):
+        kept = more
+    return kept
+
+
+class _Group(NamedTuple):
+  """Channels of a gate that are kept or not kept together."""
+
+  score: float
+  gate: str
+  mask: np.ndarray  # [n] int64 of the gate, 1 for these channels
+
+
+def smallest(graph: walk.Graph, multiple: int) -> Masks:
+  """The least that can be kept: a group of `multiple` channels of each gate
+  that the image needs."""
+  scores = {gate: np.zeros(len(ids)) for gate, ids in graph.gates.items()}
+  first = {group.gate: group for group in reversed(_groups(scores, multiple))}
+  return _keep(scores, [first[gate] for gate in graph.needed_gates])
+
+
+def _groups(scores: Scores, multiple: int) -> list[_Group]:
+  """All channels in groups, the best group first; ties in order."""
+  groups = []
+  for gate, of_gate in scores.items():
+    order = np.argsort(-of_gate, kind='stable')
+    for start in range(0, len(order), multiple):
+      members = order[start : start + multiple]
+      mask = np.zeros(len(order), np.int64)
+      mask[members] = 1
+      groups.append(_Group(float(of_gate[members[0]]), gate, mask))
+  return sorted(groups, key=lambda group: -group.score)
+
+
+def _keep(scores: Scores, groups: Iterable[_Group]) -> Masks:
+  masks = {gate: np.zeros(len(s), np.int64) for gate, s in scores.items()}
+  for group in groups:
+    masks[group.gate] |= group.mask
+  return masks
+
+
+def _largest(most: int, holds: Callable[[int], bool]) -> int:
+  """The largest n up to `most` for which `holds`, which ends to hold as n
+  grows; 0 if it never does."""
+  low, high = 0, most + 1
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if holds(middle) else (low, middle)
+  return low
