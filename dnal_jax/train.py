@@ -216,6 +216,7 @@ def _compile(
     dtype=r.config.compute_dtype,
     first_step=run.stage_first_step,
     grad_accum_steps=r.config.grad_accum_steps,
+    budget=model.budget(stage.target),
   )
 
 

@@ -20,7 +20,7 @@ from dnal_jax.training import stages
 from dnal_jax.training.optimizer import assign_groups
 
 # Keys at the top of a config that stages refer to: one flag sets all of them.
-_SHARED = ('penalty', 'label_smoothing', 'ema', 'nesterov')
+_SHARED = ('penalty', 'target', 'label_smoothing', 'ema', 'nesterov')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +227,8 @@ def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
   missing = [
     f.name
     for f in dataclasses.fields(kind)
-    if f.default is dataclasses.MISSING and f.name not in value
+    if f.default is f.default_factory is dataclasses.MISSING
+    and f.name not in value
   ]
   if missing:
     raise errors.UserError(f"the config lacks the key '{path}{missing[0]}'")

@@ -33,6 +33,9 @@ def base_config(network: str, data: Mapping[str, Any]) -> ConfigDict:
       'label_smoothing': 0.0,
       'ema': 0.0,  # decay of the average of the weights; 0: no average
       'nesterov': False,
+      # What the network may cost, in place of a penalty: up to 1 a share of the
+      # full network, above 1 a number. None: no target.
+      'target': {'macs': placeholder(float), 'params': placeholder(float)},
     }
   )
 
@@ -72,6 +75,7 @@ def stages(
       'lr': {'schedule': 'constant', 'base': 0.01},
     }
 
+  target: Any = config.target
   return ConfigDict(
     {
       'warmup': train_weights(*warmup),
@@ -79,6 +83,7 @@ def stages(
         'epochs': search,
         'delta_end': 1e4,
         'penalty': config.get_ref('penalty'),
+        'target': {kind: target.get_ref(kind) for kind in target},
         'label_smoothing': config.get_ref('label_smoothing'),
         'train': {
           'gates': search_group('gates/.*'),

@@ -51,6 +51,10 @@ class Target:
   def __bool__(self) -> bool:
     return any(value is not None for value in vars(self).values())
 
+  def __str__(self) -> str:
+    given = [f'{k} {v:g}' for k, v in vars(self).items() if v is not None]
+    return ' and '.join(given) or 'none'
+
   def budget(self, graph: walk.Graph, full: walk.Graph) -> 'Budget':
     """The target for a network that is to be pruned; shares are those of the
     full network."""
@@ -62,6 +66,19 @@ class Target:
         share = value * make(full).full if value <= 1 else value
         most.append(int(share))
     return Budget(graph, tuple(costs), tuple(most))
+
+
+def initial_multipliers(target: Target) -> jax.Array:
+  """[k] float32, for the k costs that the target limits."""
+  return jnp.zeros(sum(v is not None for v in vars(target).values()))
+
+
+def next_multipliers(
+  multipliers: jax.Array, excess: jax.Array, steps_per_epoch: int
+) -> jax.Array:
+  """After a step in which the costs were `excess` above their levels."""
+  grown = multipliers + RATE / steps_per_epoch * excess
+  return jnp.clip(grown, 0.0, MAX_MULTIPLIER)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,9 +101,10 @@ class Budget:
       logs.append(jnp.log(cost(gates)) - level)
     return jnp.stack(logs)
 
-  def initial_multipliers(self) -> jax.Array:
-    """[k] float32."""
-    return jnp.zeros(len(self.costs), jnp.float32)
+  def penalty(self, excess: jax.Array, multipliers: jax.Array) -> jax.Array:
+    """What is added to the loss, given [k] `excess` and multipliers."""
+    weights = jnp.maximum(multipliers + excess, 0.0)
+    return (jax.lax.stop_gradient(weights) * excess).sum()
 
   # At its end.
 

@@ -16,6 +16,7 @@ from dnal_jax.data.sources import Source
 from dnal_jax.parallel import mesh
 from dnal_jax.parallel.stopping import StopSignal
 from dnal_jax.search import channel_gates
+from dnal_jax.search.budget import Budget
 from dnal_jax.training import step
 from dnal_jax.training.stages import Stage, StepHyperparams
 from dnal_jax.training.train_state import TrainState, create_train_state
@@ -42,6 +43,7 @@ class CompiledStage:
     dtype: str,  # in which the network computes
     first_step: int,  # of the stage, in the run
     grad_accum_steps: int = 1,  # parts of a batch, one after the other
+    budget: Budget | None = None,  # of a stage with a target
   ):
     def train(state, inputs, arguments):
       first_step, hyperparams = arguments
@@ -55,6 +57,7 @@ class CompiledStage:
         stage=stage,
         steps_per_epoch=source.steps_per_epoch,
         grad_accum_steps=grad_accum_steps,
+        budget=budget,
       )
       return mesh.replicated(state_and_metrics)
 

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dnal_jax import errors, nn
+from dnal_jax import errors, nn, trees
 from dnal_jax.graph import surgery, walk
 from dnal_jax.models import Network
 from dnal_jax.parallel import mesh
 from dnal_jax.search import channel_gates
+from dnal_jax.search.budget import Budget, Target
 from dnal_jax.training import advice, evaluate
 from dnal_jax.training.stages import Cut
 
@@ -27,7 +28,7 @@ class PrunableModel:
 
   full: Network
   image_shape: tuple[int, int, int]  # height, width, channels
-  full_gates: dict[str, nn.Ids]  # gate path -> all its channels
+  full_graph: walk.Graph  # of `full`
   net: Network  # what is left
   graph: walk.Graph  # of `net`
 
@@ -37,7 +38,7 @@ class PrunableModel:
   ) -> 'PrunableModel':
     """The channels `keep` of a full network; {} keeps all."""
     graph = walk.graph_of(full, image_shape)
-    model = cls(full, image_shape, graph.gates, full, graph)
+    model = cls(full, image_shape, graph, full, graph)
     return model.with_channels(keep) if keep else model
 
   def with_channels(self, keep: nn.Keep) -> 'PrunableModel':
@@ -45,6 +46,16 @@ class PrunableModel:
     net = surgery.with_keep(self.full, keep)
     graph = walk.graph_of(net, self.image_shape)
     return dataclasses.replace(self, net=net, graph=graph)
+
+  @property
+  def full_gates(self) -> dict[str, nn.Ids]:
+    """Gate path -> all its channels."""
+    return self.full_graph.gates
+
+  def budget(self, target: Target) -> Budget | None:
+    """What is left may cost, by a target of shares of the full network; None
+    without a target."""
+    return target.budget(self.graph, self.full_graph) if target else None
 
   @property
   def gated_channels(self) -> int:
@@ -153,13 +164,21 @@ class _Decision(NamedTuple):
 def _decide(model: PrunableModel, gate_logits: Any, cut: Cut) -> _Decision:
   delta_end = cut.search.delta_end
   assert delta_end is not None
-  hard = partial(
-    channel_gates.hard_gates,
-    delta_end=delta_end,
-    threshold=cut.threshold,
-    multiple=cut.multiple,
-  )
-  gates = jax.jit(hard)(gate_logits)
+  budget = model.budget(cut.search.target)
+  if budget is None:
+    hard = partial(
+      channel_gates.hard_gates,
+      delta_end=delta_end,
+      threshold=cut.threshold,
+      multiple=cut.multiple,
+    )
+    gates = jax.jit(hard)(gate_logits)
+  else:
+    scores = jax.device_get(channel_gates.by_path(gate_logits))
+    kept = budget.decide(scores, cut.multiple)
+    gates = trees.unflatten(
+      {f'{path}/g': mask.astype(np.float32) for path, mask in kept.items()}
+    )
   soft = jax.jit(channel_gates.soft_gates)(gate_logits, delta_end)
   soft = channel_gates.by_path(jax.device_get(soft))
   return _Decision(gates, soft, *_keeping(model, gates))

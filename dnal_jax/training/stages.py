@@ -9,11 +9,12 @@ that step; lambda, delta and the learning rates are its arguments
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from dnal_jax import errors, limits
 from dnal_jax.limits import Range
 from dnal_jax.search import channel_gates
+from dnal_jax.search.budget import Target
 from dnal_jax.training.optimizer import ParamGroup
 
 
@@ -23,6 +24,9 @@ class StepHyperparams(NamedTuple):
   delta: float | None  # None: the gates are open
   penalty: float  # lambda
   rates: dict[str, dict[str, Any]]  # {group: `LearningRate.coefficients`}
+  # Of a stage that changes by the step (`Stage.by_step`), else None.
+  epochs: int | None = None
+  delta_end: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +38,13 @@ class Stage:
   train: Mapping[str, ParamGroup]  # leaves that no group matches are frozen
   # The steepness of the gates' sigmoid in the last epoch; None: gates are open.
   delta_end: Annotated[float | None, Range(above=1)] = None
+  # Whether delta grows from epoch to epoch, as published, or from step to step
+  # (ours), by the same values at the end of each epoch.
+  delta_by: Literal['epoch', 'step'] = 'epoch'
   # lambda, the weight of the sum of sigmoid(gate logit) over all gates.
   penalty: Annotated[float, Range(min=0)] = 0.0
+  # In place of the penalty: what the network may cost in the end (ours).
+  target: Target = dataclasses.field(default_factory=Target)
   # On entry, channels whose gates are not above it are pruned.
   gate_threshold: Annotated[float | None, Range(above=0, below=1)] = None
   # Pruned widths are rounded up to multiples of it.
@@ -47,6 +56,15 @@ class Stage:
 
   def __post_init__(self):
     limits.check(self)
+    if self.target and self.penalty:
+      raise ValueError(
+        f'penalty is {self.penalty:g} and target is {self.target}; a search has'
+        ' one of them: set the penalty to 0, or no target'
+      )
+    if self.target and not self.searches:
+      raise ValueError(
+        f'target is {self.target}, but the stage does not search: set delta_end'
+      )
     prunes_only = self.gate_threshold is not None and not self.searches
     least = 0 if prunes_only else 1
     if self.epochs < least:
@@ -68,13 +86,19 @@ class Stage:
     """Whether gates are soft, so that they can be trained."""
     return self.delta_end is not None
 
+  @property
+  def by_step(self) -> bool:
+    """Whether more than learning rates changes from step to step."""
+    return bool(self.target) or (self.searches and self.delta_by == 'step')
+
   def hyperparams(self, epoch: int) -> StepHyperparams:
     """The hyperparameters of an epoch, counted from 0."""
     delta = None
     if self.delta_end is not None:
       delta = channel_gates.delta_schedule(epoch, self.epochs, self.delta_end)
     rates = {name: group.lr.coefficients for name, group in self.train.items()}
-    return StepHyperparams(delta, self.penalty, rates)
+    by_step = (self.epochs, self.delta_end) if self.by_step else (None, None)
+    return StepHyperparams(delta, self.penalty, rates, *by_step)
 
   def scaled(self, factor: float) -> 'Stage':
     """The same stage, with all learning rates multiplied by `factor`."""

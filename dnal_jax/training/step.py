@@ -15,6 +15,7 @@ import optax
 from dnal_jax import trees
 from dnal_jax.data.batches import Batch
 from dnal_jax.search import channel_gates
+from dnal_jax.search.budget import Budget, next_multipliers
 from dnal_jax.training import optimizer
 from dnal_jax.training.losses import cross_entropy
 from dnal_jax.training.stages import Stage, StepHyperparams
@@ -33,9 +34,10 @@ def train_step(
   stage: Stage,
   steps_per_epoch: int,
   grad_accum_steps: int = 1,
+  budget: Budget | None = None,  # of a stage with a target
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of any stage: loss = cross-entropy + lambda * penalty, with the
-  stage's `hyperparams` of the epoch.
+  stage's `hyperparams` of the epoch; with a target, its penalty instead.
 
   With `grad_accum_steps` N the batch is processed in N parts, one after the
   other, which takes 1/N of the memory for feature maps: gradients and updates
@@ -46,9 +48,14 @@ def train_step(
   the loss are float32. Metrics 'loss' (the cross-entropy alone) and 'correct'
   are sums over the batch; 'gate_sum' is the sum over all gates of sigmoid(s),
   'gates' (where the stage searches) how many gates are low, undecided and high
-  [3], both before the update; 'finite' is False where the loss or a gradient is
-  NaN or infinite.
+  [3], both before the update; 'excess' (where it has a target) how far each
+  cost is above its level, as a logarithm [k]; 'finite' is False where the loss
+  or a gradient is NaN or infinite.
   """
+  progress = jnp.zeros(())
+  if stage.by_step:
+    assert hyperparams.epochs is not None
+    progress = (state.step + 1) / (hyperparams.epochs * steps_per_epoch)
   paths = flat_leaves(state.params, state.gate_logits)
   tx = optimizer.make_optimizer(
     stage.train, paths, steps_per_epoch, hyperparams.rates
@@ -59,9 +66,12 @@ def train_step(
     _loss,
     frozen=frozen,
     batch_stats=state.batch_stats,
+    multipliers=state.multipliers,
+    progress=progress,
     hyperparams=hyperparams,
     net=net,
     stage=stage,
+    budget=budget,
   )
   gradients = partial(jax.grad(loss, has_aux=True), trained)
   if grad_accum_steps == 1:
@@ -78,9 +88,19 @@ def train_step(
   average = state.average
   if average:
     average = _averaged(average, (params, batch_stats), stage.ema, state.step)
-  gate_logits = tree.get('gates', {})
+  multipliers = state.multipliers
+  if budget is not None:
+    multipliers = next_multipliers(
+      multipliers, metrics['excess'], steps_per_epoch
+    )
   state = TrainState(
-    state.step + 1, params, gate_logits, batch_stats, opt_state, average
+    state.step + 1,
+    params,
+    tree.get('gates', {}),
+    batch_stats,
+    opt_state,
+    average,
+    multipliers,
   )
   return state, metrics
 
@@ -108,15 +128,22 @@ def _loss(
   *,
   frozen: dict[str, Any],
   batch_stats: Any,
+  multipliers: Any,
+  progress: jax.Array,
   hyperparams: StepHyperparams,
   net: Any,
   stage: Stage,
+  budget: Budget | None,
 ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
   """The loss as a function of the leaves that train; beside it the updated
   statistics and the metrics."""
   tree = trees.unflatten({**trained, **frozen})
   gate_logits = tree.get('gates', {})
-  gates = channel_gates.gate_values(gate_logits, hyperparams.delta)
+  delta: Any = hyperparams.delta
+  if stage.searches and stage.delta_by == 'step':
+    assert hyperparams.delta_end is not None
+    delta = hyperparams.delta_end**progress
+  gates = channel_gates.gate_values(gate_logits, delta)
   variables = {
     'params': tree['params'],
     'gates': gates,
@@ -134,7 +161,12 @@ def _loss(
   }
   if stage.searches:
     metrics['gates'] = channel_gates.count_by_state(gates)
-  total = losses.mean() + hyperparams.penalty * gate_sum
+  if budget is None:
+    total = losses.mean() + hyperparams.penalty * gate_sum
+  else:
+    excess = budget.excess(channel_gates.by_path(gates), progress)
+    total = losses.mean() + budget.penalty(excess, multipliers)
+    metrics['excess'] = excess
   return total, (updated['batch_stats'], metrics)
 
 

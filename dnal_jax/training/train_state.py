@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dnal_jax import trees
+from dnal_jax.search import budget
 from dnal_jax.training import optimizer
 from dnal_jax.training.stages import Stage
 
@@ -20,6 +21,8 @@ class TrainState(NamedTuple):
   opt_state: Any  # over the leaves that the stage trains
   # Running average of (params, batch_stats); () in a stage without one.
   average: tuple[Any, Any] | tuple[()] = ()
+  # [k] float32 of the k costs of a target (`search.budget`); () without one.
+  multipliers: Any = ()
 
   @property
   def result(self) -> tuple[Any, Any]:
@@ -49,7 +52,13 @@ def create_train_state(
   if stage.ema:  # copies, because a step donates every buffer of its state
     average = jax.tree.map(jnp.copy, (params, batch_stats))
   return TrainState(
-    step, params, gate_logits, batch_stats, tx.init(trained), average
+    step,
+    params,
+    gate_logits,
+    batch_stats,
+    tx.init(trained),
+    average,
+    budget.initial_multipliers(stage.target) if stage.target else (),
   )
 
 
