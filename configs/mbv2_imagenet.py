@@ -37,7 +37,7 @@ def get_config(variant: str = '') -> ConfigDict:
     batch_size=256,
     crop_scale=(0.2, 1.0),
     weight_decay=4e-5,
-    warmup=(80, recipe.cosine(0.1, horizon=160)),
-    finetune=(90, recipe.cosine(0.1, horizon=120, start=30)),
-    baseline=(120, recipe.cosine(0.1, horizon=120)),
+    warmup=(80, recipe.cosine(0.1, end=1 / 2)),
+    finetune=(90, recipe.cosine(0.1, begin=30 / 120)),
+    baseline=(120, recipe.cosine(0.1)),
   )

@@ -38,7 +38,7 @@ def get_config(variant: str = '') -> ConfigDict:
     batch_size=96,
     crop_scale=(0.2, 1.0),
     weight_decay=4e-5,
-    warmup=(100, recipe.cosine(0.05, horizon=150)),
-    finetune=(110, recipe.cosine(0.05, horizon=150, start=40)),
-    baseline=(150, recipe.cosine(0.05, horizon=150)),
+    warmup=(100, recipe.cosine(0.05, end=100 / 150)),
+    finetune=(110, recipe.cosine(0.05, begin=40 / 150)),
+    baseline=(150, recipe.cosine(0.05)),
   )

@@ -32,14 +32,14 @@ def get_config(variant: str = '') -> ConfigDict:
   config.tensorboard = (
     False  # importing TensorFlow would take longer than a stage
   )
-  config.penalty = 0.04  # lambda
-  config.order = recipe.stage_order(variant)
-  config.stages = recipe.stages(
+  recipe.add_stages(
     config,
+    variant,
+    penalty=0.04,
     weight_decay=5e-4,
-    warmup=(10, recipe.cosine(0.05, horizon=20)),
+    warmup=(10, recipe.cosine(0.05, end=1 / 2)),
     search=10,
-    finetune=(30, recipe.cosine(0.05, horizon=30)),
-    baseline=(40, recipe.cosine(0.05, horizon=40)),
+    finetune=(30, recipe.cosine(0.05)),
+    baseline=(40, recipe.cosine(0.05)),
   )
   return config

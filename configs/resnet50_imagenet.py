@@ -38,6 +38,6 @@ def get_config(variant: str = '') -> ConfigDict:
     crop_scale=(0.08, 1.0),
     weight_decay=1e-4,
     warmup=(30, recipe.steps(0.1)),
-    finetune=(70, recipe.steps(0.1, 10, 40)),
-    baseline=(90, recipe.steps(0.1, 30, 60)),
+    finetune=(70, recipe.steps(0.1, 10 / 70, 40 / 70)),
+    baseline=(90, recipe.steps(0.1, 1 / 3, 2 / 3)),
   )

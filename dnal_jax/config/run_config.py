@@ -97,16 +97,19 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
   """
   values = dict(config)
   fields = {field.name for field in dataclasses.fields(RunConfig)}
-  _refuse_unknown(values, fields | {'order', *_SHARED}, '')
+  _refuse_unknown(values, fields | {'order', 'epochs_scale', *_SHARED}, '')
   for key in _SHARED:
     values.pop(key, None)
   by_name, order = values.pop('stages', {}), values.pop('order', ())
+  scale = _build(float, values.pop('epochs_scale', 1.0), 'epochs_scale')
+  if scale <= 0:
+    raise errors.UserError(f'epochs_scale is {scale:g}; it must be above 0')
   _check_order(order, by_name)
   # Stages that do not run are parsed as well: a typo in one is found at once.
   parsed = {}
   for name, value in by_name.items():
     named = {'name': name, **value} if isinstance(value, Mapping) else value
-    parsed[name] = _build(stages.Stage, named, f'stages.{name}.')
+    parsed[name] = _build(stages.Stage, named, f'stages.{name}.').resized(scale)
   run = _build(
     RunConfig, {**values, 'stages': tuple(parsed[name] for name in order)}, ''
   )
@@ -156,7 +159,13 @@ def _check_run(run: RunConfig) -> None:
       f" '{run.network.name}', which halves the image down to one pixel at"
       f' {net.min_image}; set data.image to {net.min_image} or more'
     )
-  shapes = walk.graph_of(net, run.image_shape).shapes
+  graph = walk.graph_of(net, run.image_shape)
+  for index, stage in enumerate(run.stages):
+    cut = stages.next_cut(run.stages, index)
+    if stage.searches and stage.target:
+      multiple = cut.multiple if cut else 1
+      stage.target.check_reachable(graph, multiple, run.network.name)
+  shapes = graph.shapes
   paths = list(trees.flatten({k: shapes[k] for k in ('params', 'gates')}))
   for stage in run.stages:
     try:

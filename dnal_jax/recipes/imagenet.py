@@ -56,10 +56,10 @@ def config(
   config.batch_size = batch_size
   config.eval_batch_size = 256
   config.checkpoint_steps = 1000
-  config.penalty = penalty  # lambda
-  config.order = recipe.stage_order(variant)
-  config.stages = recipe.stages(
+  recipe.add_stages(
     config,
+    variant,
+    penalty=penalty,
     weight_decay=weight_decay,
     warmup=warmup,
     search=10,

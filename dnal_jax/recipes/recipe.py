@@ -13,6 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+VARIANTS = '', 'target', 'baseline'
+
 
 def base_config(network: str, data: Mapping[str, Any]) -> ConfigDict:
   """The keys of every run; everything that is not in the paper is off."""
@@ -21,6 +23,7 @@ def base_config(network: str, data: Mapping[str, Any]) -> ConfigDict:
       'seed': 0,
       'network': {'name': network, 'width': 1.0},
       'data': data,
+      'epochs_scale': 1.0,  # multiplies the epochs of every stage
       'tensorboard': True,
       # Steps between checkpoints; None: only one after each epoch.
       'checkpoint_steps': placeholder(int),
@@ -40,16 +43,40 @@ def base_config(network: str, data: Mapping[str, Any]) -> ConfigDict:
   )
 
 
-def stages(
-  config: ConfigDict,  # a `base_config` to which `penalty` was added
+def add_stages(
+  config: ConfigDict,  # a `base_config`
+  variant: str,
   *,
+  penalty: float,  # lambda
   weight_decay: float,
   warmup: tuple[int, Mapping[str, Any]],  # epochs, learning rate
   search: int,  # epochs
   finetune: tuple[int, Mapping[str, Any]],
   baseline: tuple[int, Mapping[str, Any]],
-) -> ConfigDict:
-  """All stages by name; `config.order` lists those that run."""
+) -> None:
+  """Adds `penalty`, all stages by name, and `order`, which lists those that
+  run, for `--config=FILE:VARIANT`.
+
+  Variants: '' is the paper's warm-up, search and fine-tuning. In 'target', which
+  is ours, the search holds the cost at config.target, by default half of the
+  macs, in place of the penalty; weights train on in it, and delta grows by the
+  step. In 'baseline' the full network trains without gates.
+
+  Raises:
+    ValueError: there is no such variant.
+  """
+  if variant not in VARIANTS:
+    known = ', '.join(repr(name) for name in VARIANTS[1:])
+    raise ValueError(
+      f"unknown variant '{variant}' after the config's name; known are {known};"
+      ' without one, warm-up, search and fine-tuning run as published'
+    )
+  to_target = variant == 'target'
+  config.penalty = 0.0 if to_target else penalty
+  if to_target:
+    config.target.macs = 0.5
+  stages = 'warmup', 'search', 'finetune'
+  config.order = ('baseline',) if variant == 'baseline' else stages
 
   def train_weights(epochs, lr):
     return {
@@ -67,28 +94,34 @@ def stages(
       },
     }
 
-  def search_group(match):
+  def search_group(match, base=0.01, decay=0.0):
     return {
       'match': match,
       'momentum': 0.9,
-      'weight_decay': 0.0,
-      'lr': {'schedule': 'constant', 'base': 0.01},
+      'weight_decay': decay,
+      'lr': {'schedule': 'constant', 'base': base},
     }
 
+  groups = {
+    'gates': search_group('gates/.*'),
+    'head': search_group('params/head/.*'),
+  }
+  if to_target:
+    weights = search_group('params/(?!head/).*', 0.02, weight_decay)
+    groups['weights'] = weights
   target: Any = config.target
-  return ConfigDict(
+  config.stages = ConfigDict(
     {
       'warmup': train_weights(*warmup),
       'search': {
         'epochs': search,
-        'delta_end': 1e4,
+        # 1e4 is the paper's; at 300 gates stay trainable to the end.
+        'delta_end': 300.0 if to_target else 1e4,
+        'delta_by': 'step' if to_target else 'epoch',
         'penalty': config.get_ref('penalty'),
         'target': {kind: target.get_ref(kind) for kind in target},
         'label_smoothing': config.get_ref('label_smoothing'),
-        'train': {
-          'gates': search_group('gates/.*'),
-          'head': search_group('params/head/.*'),
-        },
+        'train': groups,
       },
       'finetune': {
         **train_weights(*finetune),
@@ -101,26 +134,13 @@ def stages(
   )
 
 
-def stage_order(variant: str) -> tuple[str, ...]:
-  """The names of the stages that run, for `--config=FILE:VARIANT`."""
-  if variant not in ('', 'baseline'):
-    raise ValueError(
-      f"unknown variant '{variant}' after the config's name; known is"
-      " 'baseline'; without a variant, warm-up, search and fine-tune run"
-    )
-  return ('baseline',) if variant else ('warmup', 'search', 'finetune')
-
-
-def cosine(base: float, horizon: float, start: float = 0.0) -> dict[str, Any]:
-  """base / 2 * (1 + cos(pi * (start + epoch) / horizon)) at an epoch."""
-  return {
-    'schedule': 'cosine',
-    'base': base,
-    'horizon': float(horizon),
-    'start': float(start),
-  }
+def cosine(base: float, begin: float = 0.0, end: float = 1.0) -> dict[str, Any]:
+  """base / 2 * (1 + cos(pi * x)), where x runs from `begin` to `end` over the
+  stage."""
+  return {'schedule': 'cosine', 'base': base, 'begin': begin, 'end': end}
 
 
 def steps(base: float, *drops: float) -> dict[str, Any]:
-  """`base`, divided by 10 at each of the epochs `drops`."""
+  """`base`, divided by 10 at each of `drops`, which are fractions of the
+  stage."""
   return {'schedule': 'steps', 'base': base, 'drops': drops}

@@ -55,16 +55,16 @@ def _config(network, weight_decay, data, variant) -> ConfigDict:
   )
   config.batch_size = 128
   config.eval_batch_size = 500
-  # lambda: the largest of the paper's seven values (1e-5 to 5e-4) at which all
-  # three of its CIFAR networks stay within 1 point of their baselines.
-  config.penalty = 1e-4
-  config.order = recipe.stage_order(variant)
-  config.stages = recipe.stages(
+  recipe.add_stages(
     config,
+    variant,
+    # The largest of the paper's seven values (1e-5 to 5e-4) at which all three
+    # of its CIFAR networks stay within 1 point of their baselines.
+    penalty=1e-4,
     weight_decay=weight_decay,
-    warmup=(60, recipe.cosine(0.1, horizon=120)),
+    warmup=(60, recipe.cosine(0.1, end=1 / 2)),
     search=10,
-    finetune=(90, recipe.cosine(0.1, horizon=120, start=30)),
-    baseline=(150, recipe.cosine(0.1, horizon=150)),
+    finetune=(90, recipe.cosine(0.1, begin=30 / 120)),
+    baseline=(150, recipe.cosine(0.1)),
   )
   return config

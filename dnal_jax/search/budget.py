@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import limits
+from dnal_jax import errors, limits
 from dnal_jax.cost.cost import KINDS, Cost
 from dnal_jax.cost.live import Live
 from dnal_jax.graph import walk
@@ -54,6 +54,28 @@ class Target:
   def __str__(self) -> str:
     given = [f'{k} {v:g}' for k, v in vars(self).items() if v is not None]
     return ' and '.join(given) or 'none'
+
+  def check_reachable(
+    self, full: walk.Graph, multiple: int, network: str
+  ) -> None:
+    """Raises UserError if no network has the target, or every one does."""
+    budget = self.budget(full, full)
+    least = smallest(full, multiple)
+    for cost, limit in zip(budget.costs, budget.limits, strict=True):
+      given = f'target.{cost.name} is {getattr(self, cost.name):g}'
+      if limit > cost.full:
+        raise errors.UserError(
+          f'{given}, more than the {cost.full:,} {cost.name} of the full'
+          f" '{network}'; give less, or a share of it, up to 1"
+        )
+      if int(cost(least)) > limit:
+        channels = f'{multiple} channel{"s" * (multiple > 1)}'
+        raise errors.UserError(
+          f"{given}, but '{network}' cannot have less than {int(cost(least)):,}"
+          f' {cost.name} ({int(cost(least)) / cost.full:.2g} of the full'
+          f' network), with {channels} for each gate that nothing bypasses;'
+          ' give more, or choose another network or width'
+        )
 
   def budget(self, graph: walk.Graph, full: walk.Graph) -> 'Budget':
     """The target for a network that is to be pruned; shares are those of the

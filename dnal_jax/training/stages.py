@@ -72,14 +72,6 @@ class Stage:
         f'epochs is {self.epochs}; it must be at least {least}. To leave the'
         " stage out, take its name out of 'order'"
       )
-    for name, group in self.train.items():
-      end = group.lr.horizon - group.lr.start
-      if group.lr.schedule == 'cosine' and self.epochs > end:
-        raise ValueError(
-          f'epochs is {self.epochs}, but the learning rate of train.{name}'
-          f' is 0 from epoch {end:g} on; set its lr.horizon to'
-          f' {self.epochs + group.lr.start:g} or more'
-        )
 
   @property
   def searches(self) -> bool:
@@ -96,9 +88,19 @@ class Stage:
     delta = None
     if self.delta_end is not None:
       delta = channel_gates.delta_schedule(epoch, self.epochs, self.delta_end)
-    rates = {name: group.lr.coefficients for name, group in self.train.items()}
+    rates = {
+      name: group.lr.coefficients(self.epochs)
+      for name, group in self.train.items()
+    }
     by_step = (self.epochs, self.delta_end) if self.by_step else (None, None)
     return StepHyperparams(delta, self.penalty, rates, *by_step)
+
+  def resized(self, factor: float) -> 'Stage':
+    """The same stage with its epochs multiplied by `factor`, at least one."""
+    if factor == 1 or not self.epochs:
+      return self
+    epochs = max(1, round(self.epochs * factor))
+    return dataclasses.replace(self, epochs=epochs)
 
   def scaled(self, factor: float) -> 'Stage':
     """The same stage, with all learning rates multiplied by `factor`."""
