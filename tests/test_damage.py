@@ -6,6 +6,10 @@ import pytest
 from dnal_jax.data import crops
 
 
+# Of tensorstore's threads, after a save that has failed: `cli.main` drops them.
+@pytest.mark.filterwarnings(
+  'ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning'
+)
 @pytest.mark.slow
 @pytest.mark.xdist_group('streamed')  # one process imports TF
 @pytest.mark.parametrize(

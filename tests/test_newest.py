@@ -14,14 +14,18 @@ FAST = 'not slow and not long and not install'
 
 
 def newer_python():
-  """The newest Python of those supported that is installed beside this one, on
-  PATH or by pyenv."""
+  """The newest Python of those supported that is installed beside this one, by
+  pyenv or on PATH."""
   pyenv = pathlib.Path(os.environ.get('PYENV_ROOT', '~/.pyenv')).expanduser()
   for name in ('3.13', '3.12'):
-    installed = sorted(pyenv.glob(f'versions/{name}.*/bin/python'))
-    found = shutil.which(f'python{name}') or (installed and installed[-1])
-    if found and not sys.version.startswith(name):
-      return str(found)
+    installed = sorted(pyenv.glob(f'versions/{name}.*/bin/python'))[-1:]
+    for found in (*installed, shutil.which(f'python{name}')):
+      if found and not sys.version.startswith(name):
+        ended = subprocess.run(
+          (found, '-c', ''), capture_output=True, check=False
+        )
+        if ended.returncode == 0:  # not a shim of a Python that is not chosen
+          return str(found)
   return None
 
 
