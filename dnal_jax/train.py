@@ -6,17 +6,13 @@ checkpoint, and a run continues from the newest one as if nothing had happened.
 
 from collections.abc import Mapping
 import dataclasses
-from functools import partial
 import pathlib
 import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from dnal_jax import errors, paths
+from dnal_jax import beginning, errors, paths
 from dnal_jax.config import RunConfig
-from dnal_jax.parallel import mesh, processes
+from dnal_jax.parallel import processes
 from dnal_jax.resources import Resources, open_resources
 from dnal_jax.search import channel_gates
 from dnal_jax.training import advice, loop, metrics, prune, stages
@@ -24,7 +20,7 @@ from dnal_jax.training.hooks import HookList
 from dnal_jax.training.profiler import Profiler
 from dnal_jax.training.progress_bar import ProgressBar, show
 from dnal_jax.training.prune import PrunableModel
-from dnal_jax.training.train_state import TrainState, create_train_state
+from dnal_jax.training.train_state import TrainState
 from dnal_jax.workdir import layout, result_file
 from dnal_jax.workdir.run_state import RunState
 
@@ -54,10 +50,10 @@ def _train(r: Resources) -> dict[str, Any]:
 
   A chunk ends at the next checkpoint, or earlier if a hook shortens it.
   """
-  run, model, state = _restore_or_start(r)
+  run, model, state = beginning.restore_or_start(r)
   hooks = _hooks(r, run)
   while True:
-    stage = _stage_of(r.config, run)
+    stage = beginning.stage_of(r.config, run)
     compiled = _compile(r, run, model, stage)
     hooks.begin_stage(run.cursor.stage, stage, run.stage_steps_done)
     try:
@@ -92,7 +88,7 @@ def _train(r: Resources) -> dict[str, Any]:
       if run.result.rollbacks == r.config.max_nan_restarts:
         raise
       failed = run
-      run, model, state = _restore_or_start(r)
+      run, model, state = beginning.restore_or_start(r)
       run = run.restart_after(failed)
       print(
         f'with learning rates times {run.lr_factor:g}, because {error.what}'
@@ -107,54 +103,7 @@ def _train(r: Resources) -> dict[str, Any]:
     run = _save(r, run, state)
 
 
-# Where a run begins, and where it continues.
-
-
-def _restore_or_start(
-  r: Resources,
-) -> tuple[RunState, PrunableModel, TrainState]:
-  """The newest checkpoint, else the beginning of the first stage."""
-
-  def model_of(run: RunState) -> PrunableModel:
-    return PrunableModel.create(full, r.config.image_shape, run.keep)
-
-  def shapes_of(run: RunState) -> TrainState:
-    stage = _stage_of(r.config, run)
-    return loop.state_shapes(stage, model_of(run).graph.shapes)
-
-  full, data = r.config.build(), r.config.data
-  restored = r.checkpoints.newest(shapes_of)
-  if restored is not None:
-    run, state = restored
-    run.check_data(data.title, r.source.images)
-    broken = run.broken_records(jax.process_index(), jax.process_count())
-    r.source.broken.update(broken)
-    print(f'going on with {run.describe()}')
-    return run, model_of(run), state
-  run = RunState(images=r.source.images)
-  model = model_of(run)
-  image = jnp.zeros((1, *r.config.image_shape))
-  key = jax.random.key(r.config.seed)
-  variables = mesh.jit_replicated(full.init)(key, image)
-  run, state = _begin_stage(
-    r,
-    run,
-    variables['params'],
-    model.initial_gate_logits(),
-    variables['batch_stats'],
-  )
-  return run, model, state
-
-
-def _begin_stage(
-  r: Resources, run: RunState, params: Any, gate_logits: Any, batch_stats: Any
-) -> tuple[RunState, TrainState]:
-  """The run's next stage, or its first one, with a new optimizer state."""
-  stage = r.config.stages[len(run.result.stages)]
-  create = mesh.jit_replicated(partial(create_train_state, stage))
-  state = create(params, gate_logits, batch_stats)
-  steps = stage.epochs * r.source.steps_per_epoch
-  return run.begin_stage(stage.name, stage.epochs, steps), state
+# From stage to stage.
 
 
 def _enter_next_stage(
@@ -185,14 +134,8 @@ def _enter_next_stage(
       f' channels: validation {pruned.comparison.masked_top1:.2%} masked,'
       f' {pruned.comparison.pruned_top1:.2%} pruned'
     )
-  run, state = _begin_stage(r, run, params, gate_logits, batch_stats)
+  run, state = beginning.begin_stage(r, run, params, gate_logits, batch_stats)
   return run, model, state
-
-
-def _stage_of(config: RunConfig, run: RunState) -> stages.Stage:
-  """The stage under way, at the learning rates that restarts have left."""
-  stage = config.stages[run.cursor.stage]
-  return stage if run.lr_factor == 1 else stage.scaled(run.lr_factor)
 
 
 def _hooks(r: Resources, run: RunState) -> HookList:

@@ -49,6 +49,7 @@ FLAT = {
   '__init__': 'commands',
   'train': 'train',
   'resources': 'train',
+  'beginning': 'train',
   'errors': 'errors',
   'limits': 'limits',
   'paths': 'paths',
@@ -58,7 +59,10 @@ FLAT = {
 # imports none; `__init__` may import all, as it is what the room shows.
 INSIDE = {
   'commands': {m: {'cli'} for m in FLAT if FLAT[m] == 'commands'},
-  'train': {'train': {'resources'}},
+  'train': {
+    'train': {'beginning', 'resources'},
+    'beginning': {'resources'},
+  },
   'tpu': {'aot': {'hlo', 'topologies'}, 'topologies': {'environment'}},
   'workdir': {
     'architecture': {'checksums', 'json_files'},
@@ -71,9 +75,17 @@ INSIDE = {
     'saved_model': {'architecture', 'json_files', 'weights'},
     'status_file': {'json_files', 'lock'},
     'weights': {'checksums', 'json_files'},
+    'parent': {'data_file', 'json_files', 'saved_model'},
     'writer': {
       *('architecture', 'checksums', 'data_file', 'json_files', 'layout'),
-      *('lock', 'metrics_file', 'status_file', 'tensorboard', 'weights'),
+      *(
+        'lock',
+        'metrics_file',
+        'parent',
+        'status_file',
+        'tensorboard',
+        'weights',
+      ),
     },
   },
   'training': {

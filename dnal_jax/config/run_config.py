@@ -54,6 +54,11 @@ class RunConfig:
   # rates, instead of stopping, when a loss or a gradient is not finite.
   max_nan_restarts: Annotated[int, Range(min=0)] = 0
   profile: Annotated[int | None, Range(min=1)] = None  # steps traced per stage
+  # The folder of a run whose network this one begins with: that after its
+  # warm-up, where this run's first search goes on, or at its end, where the
+  # stages behind the last search do.
+  init_from: str | None = None
+  init_at: Literal['warmup', 'end'] = 'warmup'
 
   def __post_init__(self):
     limits.check(self)
@@ -73,6 +78,15 @@ class RunConfig:
     """Outputs of the network; `parse_config` has filled them in."""
     assert self.data.classes is not None
     return self.data.classes
+
+  @property
+  def first_stage(self) -> int:
+    """The number of the stage with which the run begins: not 0 if `init_from`
+    has done those before it."""
+    searches = [i for i, stage in enumerate(self.stages) if stage.searches]
+    if self.init_from is None or not searches:
+      return 0
+    return searches[0] if self.init_at == 'warmup' else searches[-1] + 1
 
   def top1_key(self, index: int) -> str | None:
     """The key of `top1` in the result that stage number `index` sets: 'gated'
@@ -146,6 +160,18 @@ def _check_order(order: Any, by_name: Any) -> None:
 def _check_run(run: RunConfig) -> None:
   """Checks the parts of a run against each other."""
   stages.validate(run.stages)
+  if run.init_from is not None:
+    searches = any(stage.searches for stage in run.stages)
+    if run.init_at == 'warmup' and not searches:
+      raise errors.UserError(
+        "init_from has a warm-up, but no stage of 'order' searches; set"
+        " init_at to 'end' to begin with the final network, or add a search"
+      )
+    if run.first_stage == len(run.stages):
+      raise errors.UserError(
+        "init_at is 'end', but 'order' ends with a search; add the stage that"
+        ' is to train the network'
+      )
   net, images = run.build(), run.data
   streamed = data.is_streamed(images.name, images.folder)
   if streamed and images.short_side < images.image:

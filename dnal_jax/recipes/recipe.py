@@ -23,6 +23,8 @@ def base_config(network: str, data: Mapping[str, Any]) -> ConfigDict:
       'seed': 0,
       'network': {'name': network, 'width': 1.0},
       'data': data,
+      'init_from': placeholder(str),  # DIR of a run to begin with
+      'init_at': 'warmup',  # of that run, or 'end'
       'epochs_scale': 1.0,  # multiplies the epochs of every stage
       'tensorboard': True,
       # Steps between checkpoints; None: only one after each epoch.
@@ -57,10 +59,10 @@ def add_stages(
   """Adds `penalty`, all stages by name, and `order`, which lists those that
   run, for `--config=FILE:VARIANT`.
 
-  Variants: '' is the paper's warm-up, search and fine-tuning. In 'target', which
-  is ours, the search holds the cost at config.target, by default half of the
-  macs, in place of the penalty; weights train on in it, and delta grows by the
-  step. In 'baseline' the full network trains without gates.
+  Variants: '' is the paper's warm-up, search and fine-tuning. 'target' is ours:
+  the search holds the cost at config.target, by default half of the macs, in
+  place of the penalty; weights train on in it, and delta grows by the step. In
+  'baseline' the full network trains without gates.
 
   Raises:
     ValueError: there is no such variant.
@@ -71,10 +73,11 @@ def add_stages(
       f"unknown variant '{variant}' after the config's name; known are {known};"
       ' without one, warm-up, search and fine-tuning run as published'
     )
-  to_target = variant == 'target'
+  to_target, target = variant == 'target', config.target
+  assert isinstance(target, ConfigDict)
   config.penalty = 0.0 if to_target else penalty
   if to_target:
-    config.target.macs = 0.5
+    target.macs = 0.5
   stages = 'warmup', 'search', 'finetune'
   config.order = ('baseline',) if variant == 'baseline' else stages
 
@@ -109,7 +112,6 @@ def add_stages(
   if to_target:
     weights = search_group('params/(?!head/).*', 0.02, weight_decay)
     groups['weights'] = weights
-  target: Any = config.target
   config.stages = ConfigDict(
     {
       'warmup': train_weights(*warmup),

@@ -18,6 +18,22 @@ from dnal_jax.workdir import json_files
 NAME = 'data.json'
 
 
+def read(workdir: pathlib.Path) -> Contents:
+  """What the data set held.
+
+  Raises:
+    UserError: the file is missing or damaged.
+  """
+  path = workdir / NAME
+  try:
+    return Contents.from_json(json_files.read_json(path))
+  except ValueError as error:
+    raise errors.UserError(
+      f"'{path}' is not a valid {NAME}; restore it from a copy, or delete it if"
+      ' the data set is as it was when the run began'
+    ) from error
+
+
 def check_or_write(workdir: pathlib.Path, title: str, now: Contents) -> None:
   """Compares the file with the data set `title` as it is now; writes it where
   there is none, as in the folder of a new run.
@@ -30,13 +46,7 @@ def check_or_write(workdir: pathlib.Path, title: str, now: Contents) -> None:
   if not path.exists():
     json_files.write_json(path, now.to_json())
     return
-  try:
-    before = Contents.from_json(json_files.read_json(path))
-  except ValueError as error:
-    raise errors.UserError(
-      f"'{path}' is not a valid {NAME}; restore it from a copy, or delete it if"
-      f" '{title}' is as it was when the run began"
-    ) from error
+  before = read(workdir)
   difference = before.first_difference(now)
   if difference is not None:
     go_on = f"delete '{path}' to go on with the images as they are now, "

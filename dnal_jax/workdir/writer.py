@@ -25,13 +25,12 @@ from dnal_jax.workdir import (
   json_files,
   layout,
   lock,
+  parent,
   tensorboard,
   weights,
 )
 from dnal_jax.workdir.metrics_file import MetricsFile
 from dnal_jax.workdir.status_file import StatusFile
-
-WARMUP = 'warmup'
 
 
 class Writer(Protocol):
@@ -159,7 +158,7 @@ class _PrimaryWriter(Hook):
 
   def write_warmup(self, variables: surgery.Variables, keep: nn.Keep) -> None:
     self.check()
-    folder = self._workdir / WARMUP
+    folder = self._workdir / parent.WARMUP
     with self._reporting_disk_errors():
       folder.mkdir(exist_ok=True)
       self._write_architecture(folder, keep)

@@ -1,0 +1,120 @@
+"""The network that a run begins with, from the folder of another run.
+
+at 'warmup'  DIR/warmup, the full network with which that run's search began
+at 'end'     DIR, the network with which that run ended, pruned or not
+"""
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from dnal_jax import errors, nn, trees
+from dnal_jax.config import RunConfig
+from dnal_jax.data.contents import Contents
+from dnal_jax.data.preprocessing import Preprocessing
+from dnal_jax.graph import walk
+from dnal_jax.workdir import data_file, json_files, saved_model
+
+WARMUP = 'warmup'  # the folder in that of a run
+
+
+class Parent(NamedTuple):
+  """What a run begins with."""
+
+  keep: nn.Keep  # the channels that are left; {} for all
+  # Without the last layer, where that is of other classes.
+  variables: dict[str, Any]
+  new_head: bool
+
+
+def read(
+  workdir: pathlib.Path,
+  at: Literal['warmup', 'end'],
+  config: RunConfig,
+  contents: Contents,
+) -> Parent:
+  """The network of the run in `workdir`, for a run of `config` on a data set of
+  `contents`.
+
+  Raises:
+    UserError: there is none, or it is another network, or was trained on other
+      data or on images that this run validates with; names both values.
+  """
+  folder = workdir / WARMUP if at == 'warmup' else workdir
+  if not folder.is_dir():
+    raise errors.UserError(
+      f"init_from is '{workdir}', but there is no folder '{folder}'; a run"
+      ' writes it at the end of its warm-up (earlier versions did not)'
+    )
+  model = saved_model.load(folder)
+  _check_network(folder, config)
+  same_classes = model.class_names == contents.class_names
+  if at == 'warmup':
+    _check_data(workdir, model, config, contents)
+  full = walk.graph_of(config.build(), config.image_shape).gates
+  left = walk.graph_of(model.net, config.image_shape).gates
+  keep = {} if left == full else {gate: left.get(gate, ()) for gate in full}
+  variables = trees.flatten(jax.device_get(model.variables))
+  if not same_classes:
+    variables = {
+      path: array
+      for path, array in variables.items()
+      if not path.startswith('params/head/logits/')
+    }
+  return Parent(keep, trees.unflatten(variables), not same_classes)
+
+
+def _check_network(folder: pathlib.Path, config: RunConfig) -> None:
+  saved = json_files.read_json(folder / 'architecture.json')
+  network, shape = saved['network'], saved['image_shape']
+  _check_same(
+    folder,
+    {
+      'network.name': (network['name'], config.network.name),
+      'network.width': (network['width'], config.network.width),
+      'the image shape': (shape, list(config.image_shape)),
+    },
+  )
+
+
+def _check_data(
+  workdir: pathlib.Path,
+  model: saved_model.SavedModel,
+  config: RunConfig,
+  contents: Contents,
+) -> None:
+  """Of a warm-up, which the search goes on with on the same images."""
+  ours, theirs = Preprocessing.of(config.data), model.preprocessing
+  of_run = json_files.read_json(workdir / 'config.json')['config']['data']
+  _check_same(
+    workdir,
+    {
+      'data.mean': (theirs.mean, ours.mean),
+      'data.std': (theirs.std, ours.std),
+      'data.validation': (of_run['validation'], config.data.validation),
+    },
+  )
+  before = data_file.read(workdir)
+  difference = before.first_difference(contents)
+  if difference:
+    raise errors.UserError(
+      f"init_from is '{workdir}', which was trained on other data than"
+      f" '{config.data.title}' is now: {difference}"
+    )
+
+
+def _check_same(
+  folder: pathlib.Path, values: Mapping[str, tuple[Any, Any]]
+) -> None:
+  differing = [
+    f'{key} (there: {theirs}, here: {ours})'
+    for key, (theirs, ours) in values.items()
+    if theirs != ours
+  ]
+  if differing:
+    raise errors.UserError(
+      f"init_from is '{folder}', which differs: {'; '.join(differing)}; make"
+      ' them equal, or begin without init_from'
+    )
