@@ -72,11 +72,9 @@ for penalty in 3e-4 1e-3; do
     --config=configs/resnet56_fashion_mnist.py --config.penalty=$penalty \
     --config.tensorboard=False --workdir="$parts/run_$penalty" \
     --config.stages.warmup.epochs=$epochs \
-    --config.stages.warmup.train.weights.lr.horizon=$((2 * epochs)).0 \
     --config.stages.search.epochs=$((epochs > 1 ? epochs / 2 : 2)) \
     --config.stages.finetune.epochs=$epochs \
-    --config.stages.finetune.train.weights.lr.horizon=$epochs.0 \
-    --config.stages.finetune.train.weights.lr.start=0.0 "${train[@]}"
+    --config.stages.finetune.train.weights.lr.begin=0.0 "${train[@]}"
   [ -e "$parts/fashion_mnist_$penalty.json" ] ||
     cp "$parts/run_$penalty/result.json" "$parts/fashion_mnist_$penalty.json"
 done

@@ -5,6 +5,7 @@ r"""MobileNetV2 on CIFAR-10.
 
   --config.penalty=5e-5: another lambda
   --config=configs/mbv2_cifar10.py:baseline: full network, no search
+  --config.target.macs=0.5: half of the macs, in place of lambda (ours)
 
 Published for lambda = 1e-4: 36.63 M macs, 0.65 M params,
 top-1 94.01 % (baseline 91.17 M, 2.30 M, 94.31 %).

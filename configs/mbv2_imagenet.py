@@ -5,6 +5,7 @@ r"""MobileNetV2 on ImageNet-1K.
 
   --config.penalty=7e-5: the other row of the table
   --config=configs/mbv2_imagenet.py:baseline: full network, no search
+  --config.target.macs=0.5: half of the macs, in place of lambda (ours)
 
 Published, not measured by us (macs, params, top-1, top-5):
 

@@ -6,6 +6,7 @@ All candidates of a block are computed and summed.
     --config=configs/proxyless_imagenet.py --workdir=DIR
 
   --config=configs/proxyless_imagenet.py:baseline: full supernet, no search
+  --config.target.macs=0.5: half of the macs, in place of lambda (ours)
 
 Published for lambda = 6e-5, the only row: 3.6 M params, top-1 75.0 %, top-5
 92.5 % (baseline 16.0 M, 75.7 %, 92.5 %). Not measured by us.

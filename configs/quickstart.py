@@ -1,11 +1,12 @@
-"""The demo: a small VGG learns its own architecture on 8x8 digits.
+r"""The demo: a small VGG learns its own architecture on 8x8 digits.
 
-  python -m dnal_jax.main --config=configs/quickstart.py --workdir=runs/demo
+  python -m dnal_jax.main --config=configs/quickstart.py \
+    --config.target.macs=0.1 --workdir=runs/demo
 
-Half a minute on 2 CPU cores. The schedule and the penalty are ours, as the
-paper has no digits. The penalty acts once per step; this search has 170 steps
-instead of thousands, so its penalty is about a hundred times as large
-(docs/method.md).
+Half a minute on 2 CPU cores. Without a target the search is the paper's. The
+schedule and the penalty are ours, as the paper has no digits. The penalty acts
+once per step; this search has 170 steps instead of thousands, so its penalty is
+about a hundred times as large (docs/method.md).
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,7 @@ r"""ResNet56 on CIFAR-10.
 
   --config.penalty=5e-5: another lambda
   --config=configs/resnet56_cifar10.py:baseline: full network, no search
+  --config.target.macs=0.5: half of the macs, in place of lambda (ours)
 
 Published for lambda = 1e-4: 36.94 M macs, 0.25 M params,
 top-1 93.20 % (baseline 125.49 M, 0.85 M, 94.15 %).

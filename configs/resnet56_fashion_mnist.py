@@ -5,6 +5,7 @@ r"""ResNet56 on Fashion-MNIST.
 
   --config.penalty=5e-5: another lambda
   --config=configs/resnet56_fashion_mnist.py:baseline: full network, no search
+  --config.target.macs=0.5: half of the macs, in place of lambda (ours)
 
 Not in the paper, and not measured by us yet.
 Schedule: ours, see dnal_jax/recipes/small_images.py.

@@ -5,6 +5,7 @@ r"""VGG16 on CIFAR-10.
 
   --config.penalty=5e-5: another lambda
   --config=configs/vgg16_cifar10.py:baseline: full network, no search
+  --config.target.macs=0.5: half of the macs, in place of lambda (ours)
 
 Published for lambda = 1e-4: 161.97 M macs, 2.10 M params,
 top-1 93.75 % (baseline 313.47 M, 14.99 M, 93.77 %).

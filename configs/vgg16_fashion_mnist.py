@@ -5,6 +5,7 @@ r"""VGG16 on Fashion-MNIST.
 
   --config.penalty=5e-5: another lambda
   --config=configs/vgg16_fashion_mnist.py:baseline: full network, no search
+  --config.target.macs=0.5: half of the macs, in place of lambda (ours)
 
 The paper has no such run; RESULTS.md has what was measured.
 Schedule: ours (small_images.py).

@@ -4,6 +4,7 @@ r"""VGG16 with BatchNorm on ImageNet-1K.
     --config=configs/vgg16_imagenet.py --workdir=DIR
 
   --config=configs/vgg16_imagenet.py:baseline: full network, no search
+  --config.target.macs=0.5: half of the macs, in place of lambda (ours)
 
 Published for lambda = 1e-4, the only row: 4.69 G macs, 77.05 M params, top-1
 69.80 %, top-5 89.42 % (baseline 15.47 G, 138.37 M, 76.13 %, 92.86 %; this top-1

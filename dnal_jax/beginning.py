@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dnal_jax import paths, trees
+from dnal_jax import trees
 from dnal_jax.config import RunConfig
 from dnal_jax.parallel import mesh
 from dnal_jax.resources import Resources
@@ -99,13 +99,7 @@ def _from_parent(
   """The run behind the stages that its parent has done, and what that has
   trained."""
   config = r.config
-  assert config.init_from is not None
-  found = parent.read(
-    paths.local('init_from', config.init_from),
-    config.init_at,
-    config,
-    r.source.contents,
-  )
+  found = parent.read(config, r.source.contents)
   model = PrunableModel.create(config.build(), config.image_shape, found.keep)
   variables = _random_variables(config, model)
   if found.new_head:
@@ -121,6 +115,8 @@ def _from_parent(
     r.writer.write_warmup(found.variables, model.full_gates)
     warmup = r.evaluator(model.net, found.variables, 'validation')['top1']
     top1 = {**top1, 'warmup': warmup}
+  if found.keep:
+    r.writer.write_architecture(found.keep)
   result = dataclasses.replace(run.result, top1=top1)
   run = dataclasses.replace(run, keep=found.keep, result=result)
   names = ', '.join(f"'{s.name}'" for s in config.stages[: config.first_stage])

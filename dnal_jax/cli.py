@@ -16,6 +16,7 @@ though they share the names of flags.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import faulthandler
 import re
 import shlex
@@ -38,6 +39,8 @@ A flag --config.KEY=VALUE behind --config=FILE overrides a value of the config:
   --config.penalty=1e-4  --config.stages.search.epochs=5
 --config=FILE {keys.LIST_FLAG} lists all that can be overridden, with the
 values that they have."""
+
+_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)')
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -135,15 +138,21 @@ class _ConfigParser(flags.ArgumentParser):
   """From the value of --config to a ConfigDict that has what flags override."""
 
   def parse(self, argument: str) -> ConfigDict:
-    """Raises UserError if there is no such config, or a flag names a key that
-    it does not have."""
-    config = read_config(argument)
-    for flag in sys.argv[1:]:
-      override = re.match(r'--?(?:no)?config\.([^=]+)', flag)
-      if override:
-        keys.check_key(
-          config.to_dict(preserve_field_references=True), override[1]
-        )
+    """A flag for a target chooses the variant that has one.
+
+    Raises:
+      UserError: there is no such config, or a flag names a key that it does not
+        have.
+    """
+    matches = (_OVERRIDE.match(flag) for flag in sys.argv[1:])
+    overridden = [match[1] for match in matches if match]
+    config = None
+    if ':' not in argument and any(k.startswith('target.') for k in overridden):
+      with contextlib.suppress(errors.UserError):  # a file without variants
+        config = read_config(f'{argument}:target')
+    config = config or read_config(argument)
+    for key in overridden:
+      keys.check_key(config.to_dict(preserve_field_references=True), key)
     return config.lock()
 
 

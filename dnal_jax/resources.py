@@ -14,6 +14,7 @@ from dnal_jax.config import RunConfig
 from dnal_jax.data import sources
 from dnal_jax.parallel import mesh, processes, stopping
 from dnal_jax.training.evaluate import Evaluator
+from dnal_jax.workdir import parent
 from dnal_jax.workdir.checkpoint import Checkpoints
 from dnal_jax.workdir.writer import Writer, open_writer
 
@@ -74,6 +75,8 @@ def open_resources(
       eval_batch_size=config.eval_batch_size,
     )
     stack.enter_context(contextlib.closing(source))
+    if config.init_from is not None and not workdir.exists():
+      parent.read(config, source.contents)
     writer = files.enter_context(
       open_writer(
         config, config_dict, workdir, source.contents, source.steps_per_epoch

@@ -10,12 +10,21 @@ import pathlib
 import time
 from typing import Any
 
+import jax
+
 from dnal_jax import beginning, errors, paths
 from dnal_jax.config import RunConfig
 from dnal_jax.parallel import processes
 from dnal_jax.resources import Resources, open_resources
 from dnal_jax.search import channel_gates
-from dnal_jax.training import advice, loop, metrics, prune, stages
+from dnal_jax.training import (
+  advice,
+  loop,
+  metrics,
+  prune,
+  recalibrate,
+  stages,
+)
 from dnal_jax.training.hooks import HookList
 from dnal_jax.training.profiler import Profiler
 from dnal_jax.training.progress_bar import ProgressBar, show
@@ -126,9 +135,13 @@ def _enter_next_stage(
       evaluator=r.evaluator,
       on_decision=r.writer.write_architecture,
     )
-    model, params, batch_stats = pruned.model, pruned.params, pruned.batch_stats
+    model, params = pruned.model, pruned.variables['params']
+    batch_stats = pruned.variables['batch_stats']
     gate_logits = model.initial_gate_logits()
     run = run.prune(pruned.keep, *pruned.comparison)
+    batches = r.config.stages[run.cursor.stage + 1].recalibrate_batches
+    if batches:
+      batch_stats = _recalibrated(r, run, pruned, batches)
     show(
       f'pruned to {model.kept_channels} of {model.gated_channels} gated'
       f' channels: validation {pruned.comparison.masked_top1:.2%} masked,'
@@ -136,6 +149,20 @@ def _enter_next_stage(
     )
   run, state = beginning.begin_stage(r, run, params, gate_logits, batch_stats)
   return run, model, state
+
+
+def _recalibrated(
+  r: Resources, run: RunState, pruned: prune.Pruned, batches: int
+) -> Any:
+  """The pruned network's statistics of BatchNorm, renewed."""
+  net, variables = pruned.model.net, pruned.variables
+  batch_stats = recalibrate.renewed_statistics(
+    net, variables, r.source, first_step=run.steps_done, batches=batches
+  )
+  variables = {**variables, 'batch_stats': batch_stats}
+  top1 = r.evaluator(net, variables, 'validation')['top1']
+  show(f'validation {top1:.2%} with statistics renewed on {batches} batches')
+  return batch_stats
 
 
 def _hooks(r: Resources, run: RunState) -> HookList:
@@ -186,6 +213,8 @@ def _end_epoch(
   searches, epoch = stage.searches, run.cursor.epoch + 1
   gates, counts = compiled.gates(state.gate_logits, run.cursor.epoch)
   validation = r.evaluator(model.net, state.variables(gates), 'validation')
+  budget = model.budget(stage.target)
+  by_path = channel_gates.by_path(jax.device_get(gates))
   row = metrics.epoch_row(
     stage,
     epoch=epoch,
@@ -195,6 +224,7 @@ def _end_epoch(
     images=r.source.steps_per_epoch * r.config.batch_size,
     validation=validation,
     counts=counts if searches else None,
+    target=budget and budget.relative(by_path),
   )
   run = run.end_epoch(
     row['loss'],
@@ -202,7 +232,7 @@ def _end_epoch(
     r.config.top1_key(run.cursor.stage),
     validation['top1'],
   )
-  hooks.end_epoch(row, channel_gates.by_path(gates) if searches else {})
+  hooks.end_epoch(row, by_path if searches else {})
   cut = stages.next_cut(r.config.stages, run.cursor.stage)
   if searches and cut:
     run = run.count_closed(prune.closed_layers(model, gates))

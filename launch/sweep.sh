@@ -6,7 +6,9 @@
 #
 # FLAGS are passed to every run. Each run has its own folder,
 # WORKDIR/lambda_VALUE, so the same command resumes a stopped sweep and skips
-# finished runs.
+# finished runs. The first run has the warm-up, with which the others begin
+# (--config.init_from). Test accuracy is shown for the run that is best on
+# validation only, so that no choice is made by it.
 #
 # If a run fails, the next ones still start, and the exit code is 1. The exit
 # code is 2 if the input is wrong, before anything starts, and 75 after Ctrl-C or
@@ -55,35 +57,46 @@ trap stop INT TERM
 
 failed=0
 rows=()
+begin=()
 for lambda in "${lambdas[@]}"; do
   folder=$WORKDIR/lambda_$lambda
   echo "lambda $lambda"
   code=0
   "$PYTHON" -u -m dnal_jax.main --config="$CONFIG" --workdir="$folder" "$@" \
-    --config.penalty="$lambda" &
+    --config.penalty="$lambda" "${begin[@]}" &
   job=$!
   wait "$job" || code=$?
   job=
   if ((code)); then failed=1; fi
   rows+=("$lambda" "$code" "$folder/result.json")
+  if ((!${#begin[@]})) && [[ -d $folder/warmup/model ]]; then
+    begin=("--config.init_from=$folder")
+  fi
 done
 
 "$PYTHON" - "${rows[@]}" <<'PYTHON'
 import json
 import sys
 
-print(f'\n{"lambda":>10} {"macs":>16} {"params":>13} {"test top-1":>11}')
-rows = iter(sys.argv[1:])
+rows, results = iter(sys.argv[1:]), {}
 for value, code, path in zip(rows, rows, rows):
-  if code != '0':
-    print(f'{value:>10} failed with exit code {code}')
+  results[value] = f'failed with exit code {code}'
+  if code == '0':
+    with open(path) as file:
+      results[value] = json.load(file)
+finished = {k: r['top1']['final'] for k, r in results.items() if type(r) is dict}
+best = max(finished, key=finished.get, default=None)
+print(
+  f'\n{"lambda":>10} {"macs":>16} {"params":>13} {"validation":>11}'
+  f' {"test top-1":>11}'
+)
+for value, result in results.items():
+  if type(result) is str:
+    print(f'{value:>10} {result}')
     continue
-  with open(path) as file:
-    result = json.load(file)
   sizes = result['learned'] or result['baseline']
-  print(
-    f'{value:>10} {sizes["macs"]:>16,} {sizes["params"]:>13,}'
-    f' {result["test_top1"]:>10.2%}'
-  )
+  test = f'{result["test_top1"]:.2%}' if value == best else ''
+  line = f'{value:>10} {sizes["macs"]:>16,} {sizes["params"]:>13,}'
+  print(f'{line} {finished[value]:>11.2%} {test:>11}'.rstrip())
 PYTHON
 exit "$failed"

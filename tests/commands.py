@@ -26,13 +26,10 @@ SHORT = (
   '--config.stages.finetune.epochs=1',
 )
 # One that is stopped long before its end.
-LONG = (
-  '--config.stages.warmup.epochs=1000',
-  '--config.stages.warmup.train.weights.lr.horizon=2000.0',
-)
+LONG = ('--config.stages.warmup.epochs=1000',)
 KEYS = {
   *('network', 'dataset', 'class_names', 'seed', 'stages', 'rollbacks'),
-  *('baseline', 'learned', 'gates', 'widths'),
+  *('baseline', 'learned', 'gates', 'widths', 'target', 'init_from'),
   *('top1', 'top5', 'best_checkpoint', 'compact_max_abs_diff'),
   *('test_top1', 'test_top5'),
 }

@@ -43,7 +43,8 @@ LONG = (  # executed by `make test-long`
 ELSEWHERE = {  # executed by other tests
   r'make demo': 'test_demo.py',
   r'python -m dnal_jax\.main --config=configs/quickstart\.py '
-  r'--workdir=runs/demo': 'test_demo.py',
+  r'--config\.target\.macs=0\.1 --workdir=runs/demo': 'test_demo.py',
+  r'python -m dnal_jax\.main .*--config\.init_from=': 'test_target.py',
   r'python -m dnal_jax\.prepare .*imagenet2012': 'test_imagenet.py',
   r'python -m dnal_jax\.dryrun ': 'test_dryrun.py',
   r'.* launch/tpu_vm\.sh': 'test_launch_tpu_vm.py',

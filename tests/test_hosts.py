@@ -77,7 +77,7 @@ def test_two_processes_train_as_one_does(alone, tmp_path):
     assert of_two[1][key] == pytest.approx(of_one[1][key], rel=1e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group('hosts')
 def test_two_processes_go_on_after_one_was_killed(alone, tmp_path):
   """The other one ends with a message. Both go on to the files of the run that

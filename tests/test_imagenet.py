@@ -182,7 +182,7 @@ def check_resnet(imagenet, workdir, *flags):
   return printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resnet_in_bfloat16(imagenet, tmp_path):
   """The config's data and stages; the network is one of three blocks."""
   flags = ('--config.network.name=resnet8_digits', '--config.network.width=0.5')

@@ -95,7 +95,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
   assert 'stopped and saved' not in message
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group('run')
 def test_profile_traces_each_stage_and_changes_nothing(alone, tmp_path, capsys):
   """The ten largest costs, by the names of layers; 17 steps an epoch."""

@@ -171,25 +171,33 @@ def test_sweep_mistakes(arguments, variables, part, sweep):
 @pytest.mark.slow
 def test_sweep_in_which_one_run_fails(sweep, tmp_path):
   """A lambda that is too large for a number is a user error; the next run
-  still starts. The same command then skips the finished run."""
-  done = sweep.run('1e999', '5e-2', '--', *SHORT)
+  still starts, and the one behind it begins with its warm-up. Test accuracy is
+  shown for the best on validation. The same command then skips the finished
+  runs."""
+  done = sweep.run('1e999', '5e-2', '4e-2', '--', *SHORT)
   assert done.returncode == 1, done.stderr
   folder = tmp_path / 'runs'
-  assert [path.name for path in folder.iterdir()] == ['lambda_5e-2']
-  head, *rows = done.stdout.splitlines()[-3:]
-  assert head.split() == ['lambda', 'macs', 'params', 'test', 'top-1']
+  names = [path.name for path in folder.iterdir()]
+  assert sorted(names) == ['lambda_4e-2', 'lambda_5e-2']
+  head, *rows = done.stdout.splitlines()[-4:]
+  columns = ['lambda', 'macs', 'params', 'validation', 'test', 'top-1']
+  assert head.split() == columns
   assert rows[0].split() == ['1e999', *['failed', 'with', 'exit', 'code', '2']]
-  found = result(folder / 'lambda_5e-2')
-  assert rows[1].split() == [
-    '5e-2',
-    f'{found["learned"]["macs"]:,}',
-    f'{found["learned"]["params"]:,}',
-    f'{found["test_top1"]:.2%}',
-  ]
-  again = sweep.run('5e-2', '--', *SHORT)
+  found = {name: result(folder / f'lambda_{name}') for name in ('5e-2', '4e-2')}
+  best = max(found, key=lambda name: found[name]['top1']['final'])
+  for row, (name, one) in zip(rows[1:], found.items(), strict=True):
+    assert row.split() == [
+      name,
+      f'{one["learned"]["macs"]:,}',
+      f'{one["learned"]["params"]:,}',
+      f'{one["top1"]["final"]:.2%}',
+      *([f'{one["test_top1"]:.2%}'] if name == best else []),
+    ]
+  assert found['4e-2']['init_from'] == str(folder / 'lambda_5e-2')
+  again = sweep.run('5e-2', '4e-2', '--', *SHORT)
   assert again.returncode == 0
-  assert again.stdout.splitlines()[-1:] == [rows[1]]
-  assert 'warmup 1/1' in done.stdout
+  assert again.stdout.splitlines()[-2:] == rows[1:]
+  assert done.stdout.count('warmup 1/1') == 1
   assert 'warmup 1/1' not in again.stdout
 
 

@@ -136,7 +136,7 @@ def test_evaluation_in_one_call_counts_every_image_once(
 
 
 def cosine(base, epochs):
-  return LearningRate(base, 'cosine', horizon=2.0 * epochs)
+  return LearningRate(base, 'cosine', end=1 / 2)
 
 
 def search(epochs, *, penalty, delta_end, rate, momentum=0.9):

@@ -184,7 +184,7 @@ def test_decision_is_handed_over_before_anything_can_fail(model):
   assert result.keep == decisions[0]
   assert result.keep['gate3_2'] == (0, 1, 2, 3, 4)
   assert result.model.kept_channels == 448 - 128 + 5
-  assert result.params['conv3_2']['kernel'].shape == (3, 3, 128, 5)
+  assert result.variables['params']['conv3_2']['kernel'].shape == (3, 3, 128, 5)
   (masked_net, masked), (pruned_net, _), split = evaluator.compared
   assert (masked_net, pruned_net, split) == (
     model.net, result.model.net, 'validation'

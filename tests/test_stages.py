@@ -6,6 +6,7 @@ import math
 import pytest
 
 from dnal_jax import errors
+from dnal_jax.search.budget import Target
 from dnal_jax.training import stages
 from dnal_jax.training.optimizer import (
   ParamGroup,
@@ -24,11 +25,16 @@ PATHS = [
 ]
 
 
+def rates(lr, epochs, *at):
+  """The rates of a stage of so many epochs."""
+  return [float(lr(epoch, lr.coefficients(epochs))) for epoch in at]
+
+
 def test_constant_and_steps():
   constant = LearningRate(base=0.01)
-  assert float(constant(7.5)) == pytest.approx(0.01)
-  steps = LearningRate(base=0.01, schedule='steps', drops=(10.0, 40.0))
-  got = [float(steps(e)) for e in (0, 9.99, 10, 39.9, 40, 69)]
+  assert rates(constant, 10, 7.5) == pytest.approx([0.01])
+  steps = LearningRate(base=0.01, schedule='steps', drops=(10 / 70, 40 / 70))
+  got = rates(steps, 70, 0, 9.99, 10, 39.9, 40, 69)
   want = [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4]
   assert got == pytest.approx(want, rel=1e-5)
 
@@ -36,33 +42,58 @@ def test_constant_and_steps():
 def test_cosine_with_the_published_offsets():
   """MobileNetV2 warms up to half its rate and fine-tunes from position 30 of
   120; the supernet's warm-up of 100 epochs of 150 ends at a quarter."""
-  warmup = LearningRate(base=0.1, schedule='cosine', horizon=160)
-  assert float(warmup(80)) == pytest.approx(0.05)
-  supernet = LearningRate(base=0.05, schedule='cosine', horizon=150)
-  assert float(supernet(100)) == pytest.approx(0.0125)
-  finetune = LearningRate(base=0.1, schedule='cosine', horizon=120, start=30)
+  warmup = LearningRate(base=0.1, schedule='cosine', end=1 / 2)
+  assert rates(warmup, 80, 80) == pytest.approx([0.05])
+  supernet = LearningRate(base=0.05, schedule='cosine', end=100 / 150)
+  assert rates(supernet, 100, 100) == pytest.approx([0.0125])
+  finetune = LearningRate(base=0.1, schedule='cosine', begin=30 / 120)
   begin = 0.05 * (1 + math.cos(math.pi / 4))
-  assert float(finetune(0)) == pytest.approx(begin)
-  assert float(finetune(90)) == pytest.approx(0, abs=1e-8)
-  assert float(finetune(91)) == pytest.approx(0, abs=1e-8)
+  got = rates(finetune, 90, 0, 90, 91)
+  assert got == pytest.approx([begin, 0, 0], abs=1e-8)
 
 
-def test_coefficients_replace_its_own():
-  """As arguments of a compiled step, which then serves every such schedule."""
-  one = LearningRate(base=0.1, schedule='cosine', horizon=160)
-  other = LearningRate(base=0.3, schedule='cosine', horizon=120, start=30)
+@pytest.mark.parametrize(
+  'lr',
+  [
+    LearningRate(0.1, 'cosine', begin=0.25, end=0.75),
+    LearningRate(0.1, 'steps', drops=(0.2, 0.5)),
+  ],
+  ids=lambda lr: lr.schedule,
+)
+def test_a_curve_is_as_long_as_its_stage(lr):
+  """A tenth of the epochs have the rates of every tenth."""
+  long, short = rates(lr, 50, *range(0, 50, 10)), rates(lr, 5, *range(5))
+  assert short == pytest.approx(long)
+  assert len({*short}) > 2
+
+
+def test_coefficients_of_another_schedule():
+  """They are arguments of a compiled step, which then serves every schedule of
+  the kind."""
+  one = LearningRate(base=0.1, schedule='cosine', end=1 / 2)
+  other = LearningRate(base=0.3, schedule='cosine', begin=1 / 4)
   for epoch in (0, 7.5, 80):
-    assert float(one(epoch, other.coefficients)) == float(other(epoch))
-    assert float(one(epoch, one.coefficients)) == float(one(epoch))
+    of_other = other.coefficients(90)
+    assert float(one(epoch, of_other)) == float(other(epoch, of_other))
 
 
 def test_scaled_rates_are_multiplied_and_nothing_else():
-  lr = LearningRate(base=0.1, schedule='cosine', horizon=160)
+  lr = LearningRate(base=0.1, schedule='cosine', end=1 / 2)
   stage = Stage('s', 80, {'w': ParamGroup('params/.*', lr, 0.8, 1e-4)}, ema=0.9)
   half = stage.scaled(0.5)
   assert half.hyperparams(0).rates['w']['base'] == 0.05
-  assert float(half.train['w'].lr(40)) == float(lr(40)) / 2
+  of_half = rates(half.train['w'].lr, 80, 40)
+  assert of_half == [rate / 2 for rate in rates(lr, 80, 40)]
   assert half.scaled(2.0) == stage
+
+
+@pytest.mark.parametrize(
+  ('epochs', 'factor', 'want'),
+  [(10, 0.1, 1), (10, 0.01, 1), (80, 0.3, 24), (10, 2.0, 20), (0, 0.5, 0)],
+)
+def test_resized(epochs, factor, want):
+  stage = Stage('s', epochs, {}, delta_end=None, gate_threshold=0.9)
+  assert stage.resized(factor) == dataclasses.replace(stage, epochs=want)
 
 
 def group(match):
@@ -120,19 +151,17 @@ def test_optimizer_is_pytorchs_sgd_per_group():
     ({'delta_end': 1.0}, 'delta_end is 1.0; it must be above 1'),
     ({'gate_threshold': 1.5}, r'gate_threshold is 1.5; .* in \(0, 1\)'),
     ({'gate_threshold': 0.9, 'epochs': -1}, 'must be at least 0'),
+    (
+      {'delta_end': 9.0, 'penalty': 0.1, 'target': Target(macs=0.5)},
+      'penalty is 0.1 and target is macs 0.5; a search has one of them',
+    ),
+    ({'target': Target(params=9)}, 'target is params 9, but .* set delta_end'),
   ],
 )
 def test_a_stage_made_in_python_is_checked(change, message):
   stage = Stage('s', 5, {})
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(stage, **change)
-
-
-def test_cosine_that_ends_before_its_stage():
-  lr = LearningRate(0.1, 'cosine', horizon=20.0, start=5.0)
-  Stage('s', 15, {'w': ParamGroup('x', lr)})
-  with pytest.raises(ValueError, match='is 0 from epoch 15 on'):
-    Stage('s', 16, {'w': ParamGroup('x', lr)})
 
 
 def test_pruning_needs_a_search_before_it():

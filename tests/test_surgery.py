@@ -51,7 +51,6 @@ DEEP = {  # {network: image side}
   'mobilenet_v2_cifar': 16,
   'proxyless': 64,
 }
-QUICK = 'vgg16_cifar'
 # These programs run twice and are compiled 30 times.
 FAST_COMPILE = {'compiler_options': {'xla_backend_optimization_level': 0}}
 WEIGHTS = {'all': ParamGroup('params/.*', LearningRate(0.01), 0.9, 1e-4)}
@@ -171,15 +170,9 @@ def test_pruned_network_is_the_masked_network(name):
   check_pruned_is_masked(build(name, **fields), side)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures('float64', 'native_ops')
-@pytest.mark.parametrize(
-  'name',
-  [
-    name if name == QUICK else pytest.param(name, marks=pytest.mark.long)
-    for name in DEEP
-  ],
-)
+@pytest.mark.parametrize('name', DEEP)
 def test_pruned_network_is_the_masked_network_in_full_depth(name):
   check_pruned_is_masked(build(name), DEEP[name])
 

@@ -60,8 +60,8 @@ def add_stages(
   run, for `--config=FILE:VARIANT`.
 
   Variants: '' is the paper's warm-up, search and fine-tuning. 'target' is ours:
-  the search holds the cost at config.target, by default half of the macs, in
-  place of the penalty; weights train on in it, and delta grows by the step. In
+  the search holds the cost at config.target, which has to be set, in place of
+  the penalty; weights train on in it, and delta grows by the step. In
   'baseline' the full network trains without gates.
 
   Raises:
@@ -75,9 +75,7 @@ def add_stages(
     )
   to_target, target = variant == 'target', config.target
   assert isinstance(target, ConfigDict)
-  config.penalty = 0.0 if to_target else penalty
-  if to_target:
-    target.macs = 0.5
+  config.penalty = placeholder(float) if to_target else penalty
   stages = 'warmup', 'search', 'finetune'
   config.order = ('baseline',) if variant == 'baseline' else stages
 
@@ -130,6 +128,7 @@ def add_stages(
         'gate_threshold': 0.9,
         # With 8, for example, widths are rounded up to multiples of 8.
         'channel_multiple': 1,
+        'recalibrate_batches': 0,  # for BatchNorm, after pruning
       },
       'baseline': train_weights(*baseline),
     }

@@ -28,7 +28,7 @@ from dnal_jax.limits import Range
 # The level has reached the target after this share of the search, so that the
 # rest of it can settle there.
 SETTLED = 0.6
-RATE = 4.0
+RATE = 1.0
 MAX_MULTIPLIER = 20.0
 # Channels are added back until the cost is this share of its target.
 CLOSE = 0.999
@@ -130,12 +130,17 @@ class Budget:
 
   # At its end.
 
-  def shares(self, masks: Masks) -> list[float]:
-    """The cost of the channels of `masks`, each kind over its limit."""
+  def shares(self, masks: Mapping[str, Any]) -> list[float]:
+    """Each cost over its limit, for the channels of `masks` or soft gates."""
     return [
-      int(cost(masks)) / limit
+      float(cost(masks)) / limit
       for cost, limit in zip(self.costs, self.limits, strict=True)
     ]
+
+  def relative(self, gates: Mapping[str, Any]) -> dict[str, float]:
+    """`shares` by the names of costs."""
+    names = (cost.name for cost in self.costs)
+    return dict(zip(names, self.shares(gates), strict=True))
 
   def fits(self, masks: Masks) -> bool:
     """Whether no cost is above its limit."""

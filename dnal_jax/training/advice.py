@@ -60,7 +60,7 @@ def why_all(
 
 def _why_closed(search: Stage) -> tuple[str, str]:
   """Why a search closes all channels of a layer, and what to try."""
-  if search.penalty == 0:
+  if not search.penalty:
     rate = f'stages.{search.name}.train.*.lr.base'
     return 'they close without a penalty', f'a smaller {rate} of the gates'
   return (
@@ -81,7 +81,7 @@ def why_none(soft: dict[str, Any], cut: Cut) -> tuple[str, str]:
     )
   if between > high:
     return undecided(counts, search)
-  if search.penalty == 0:
+  if not search.penalty:
     return 'the penalty is 0', 'a penalty above 0'
   return (
     f'the penalty, {search.penalty:g}, may be too small for so few steps',

@@ -24,6 +24,7 @@ def epoch_row(
   images: int,
   validation: Mapping[str, float],
   counts: Any,
+  target: Mapping[str, float] | None = None,
 ) -> Row:
   """The row of metrics.jsonl for an epoch of `steps` steps and `images` images.
 
@@ -31,9 +32,10 @@ def epoch_row(
   `Evaluator` returns, `counts` is [3] int32 of `channel_gates.count_by_state`
   after the epoch, None where the stage does not search. In the row, losses are
   means per image in nats, top1 and top5 shares of 1; 'gate_sum' is the sum over
-  all gates of sigmoid(s) at the last step.
+  all gates of sigmoid(s) at the last step. `target` is there in a search that
+  has one: the cost of the soft gates over the limit of each kind.
   """
-  return {
+  row = {
     'stage': stage.name,
     'epoch': epoch,
     'epochs': stage.epochs,
@@ -48,3 +50,4 @@ def epoch_row(
     'images_per_second': images / sums['seconds'],
     'gates': None if counts is None else gate_counts(counts),
   }
+  return row if target is None else {**row, 'target': dict(target)}

@@ -73,4 +73,8 @@ def show(line: str) -> None:
 def epoch_line(row: Mapping[str, Any]) -> str:
   """One line about a row of metrics."""
   line = _EPOCH.format(**row)
-  return line + _GATES.format(**row['gates']) if row['gates'] else line
+  if row['gates']:
+    line += _GATES.format(**row['gates'])
+  for kind, share in row.get('target', {}).items():
+    line += f', {kind} {share:.2f} of the target'
+  return line

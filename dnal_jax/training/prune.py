@@ -78,8 +78,7 @@ class Pruned(NamedTuple):
 
   model: PrunableModel
   keep: nn.Keep
-  params: Any
-  batch_stats: Any
+  variables: Any  # params, batch_stats, and open gates
   comparison: evaluate.Comparison  # on validation
 
 
@@ -149,8 +148,7 @@ def prune_model(
   comparison = evaluator.compare(
     (model.net, masked), (small.net, pruned), 'validation'
   )
-  params, batch_stats = pruned['params'], pruned['batch_stats']
-  return Pruned(small, keep, params, batch_stats, comparison)
+  return Pruned(small, keep, pruned, comparison)
 
 
 class _Decision(NamedTuple):

@@ -38,13 +38,9 @@ class Stage:
   train: Mapping[str, ParamGroup]  # leaves that no group matches are frozen
   # The steepness of the gates' sigmoid in the last epoch; None: gates are open.
   delta_end: Annotated[float | None, Range(above=1)] = None
-  # Whether delta grows from epoch to epoch, as published, or from step to step
-  # (ours), by the same values at the end of each epoch.
-  delta_by: Literal['epoch', 'step'] = 'epoch'
-  # lambda, the weight of the sum of sigmoid(gate logit) over all gates.
-  penalty: Annotated[float, Range(min=0)] = 0.0
-  # In place of the penalty: what the network may cost in the end (ours).
-  target: Target = dataclasses.field(default_factory=Target)
+  # lambda, the weight of the sum of sigmoid(gate logit) over all gates; None:
+  # the stage has a target.
+  penalty: Annotated[float | None, Range(min=0)] = 0.0
   # On entry, channels whose gates are not above it are pruned.
   gate_threshold: Annotated[float | None, Range(above=0, below=1)] = None
   # Pruned widths are rounded up to multiples of it.
@@ -53,6 +49,14 @@ class Stage:
   label_smoothing: Annotated[float, Range(min=0, below=1)] = 0.0
   # Decay of the average of the weights, which is the stage's result; 0: none.
   ema: Annotated[float, Range(min=0, below=1)] = 0.0
+  # Batches of training images by which BatchNorm's running averages are renewed
+  # after pruning (ours).
+  recalibrate_batches: Annotated[int, Range(min=0)] = 0
+  # Whether delta grows from epoch to epoch, as published, or from step to step
+  # (ours), by the same values at the end of each epoch.
+  delta_by: Literal['epoch', 'step'] = 'epoch'
+  # In place of the penalty: what the network may cost in the end (ours).
+  target: Target = dataclasses.field(default_factory=Target)
 
   def __post_init__(self):
     limits.check(self)
@@ -60,6 +64,11 @@ class Stage:
       raise ValueError(
         f'penalty is {self.penalty:g} and target is {self.target}; a search has'
         ' one of them: set the penalty to 0, or no target'
+      )
+    if self.searches and self.penalty is None and not self.target:
+      raise ValueError(
+        'target has no value, and there is no penalty either: set, for half of'
+        ' the multiply-adds, --config.target.macs=0.5, or target.params'
       )
     if self.target and not self.searches:
       raise ValueError(
@@ -93,7 +102,7 @@ class Stage:
       for name, group in self.train.items()
     }
     by_step = (self.epochs, self.delta_end) if self.by_step else (None, None)
-    return StepHyperparams(delta, self.penalty, rates, *by_step)
+    return StepHyperparams(delta, self.penalty or 0.0, rates, *by_step)
 
   def resized(self, factor: float) -> 'Stage':
     """The same stage with its epochs multiplied by `factor`, at least one."""

@@ -32,7 +32,7 @@ import sys
 from typing import Any
 
 from dnal_jax import errors
-from dnal_jax.config.keys import RENAMED_KEYS
+from dnal_jax.config.earlier import in_todays_keys
 from dnal_jax.workdir import json_files
 
 # A run that met a broken image may go on without it, and a profile does not
@@ -58,7 +58,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     raise _not_valid(path)
   config = json.loads(json.dumps(config))  # tuples become lists, as on disk
   ours, theirs = (
-    _leaves(_with_new_names(value)) for value in (config, theirs['config'])
+    _leaves(in_todays_keys(value)) for value in (config, theirs['config'])
   )
   for key in _MAY_CHANGE:
     theirs[key] = ours.get(key)
@@ -141,16 +141,6 @@ def unwritable_error(workdir: pathlib.Path, error: OSError) -> errors.UserError:
   return errors.UserError(
     f"--workdir '{workdir}' cannot be written ({error.strerror}); name another"
   )
-
-
-def _with_new_names(value: Any) -> Any:
-  """A config of any version, with today's names of keys."""
-  if not isinstance(value, dict):
-    return value
-  return {
-    RENAMED_KEYS.get(key, key): _with_new_names(child)
-    for key, child in value.items()
-  }
 
 
 def _leaves(value: Any, prefix: str = '') -> dict[str, Any]:

@@ -6,11 +6,11 @@ at 'end'     DIR, the network with which that run ended, pruned or not
 
 from collections.abc import Mapping
 import pathlib
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from dnal_jax import errors, nn, trees
+from dnal_jax import errors, nn, paths, trees
 from dnal_jax.config import RunConfig
 from dnal_jax.data.contents import Contents
 from dnal_jax.data.preprocessing import Preprocessing
@@ -29,19 +29,16 @@ class Parent(NamedTuple):
   new_head: bool
 
 
-def read(
-  workdir: pathlib.Path,
-  at: Literal['warmup', 'end'],
-  config: RunConfig,
-  contents: Contents,
-) -> Parent:
-  """The network of the run in `workdir`, for a run of `config` on a data set of
+def read(config: RunConfig, contents: Contents) -> Parent:
+  """The network that `config.init_from` names, for a run on a data set of
   `contents`.
 
   Raises:
     UserError: there is none, or it is another network, or was trained on other
       data or on images that this run validates with; names both values.
   """
+  assert config.init_from is not None
+  workdir, at = paths.local('init_from', config.init_from), config.init_at
   folder = workdir / WARMUP if at == 'warmup' else workdir
   if not folder.is_dir():
     raise errors.UserError(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
+import textwrap
 from typing import Any
 
 from dnal_jax import errors
@@ -54,6 +55,10 @@ def make_result(
       'total': model.gated_channels,
       'kept': model.kept_channels if run.keep else None,
     },
+    # Of each cost that had a target: what was asked for, the most that this
+    # allows, and the cost of the pruned network.
+    'target': _target(config, model, learned),
+    'init_from': config.init_from,
     # Gate path -> channels of the unpruned and of the pruned network.
     'widths': _widths(model) if run.keep else None,
     'top1': {**run.result.top1, 'final': final['top1']},
@@ -113,7 +118,13 @@ def closing_table(result: Mapping[str, Any]) -> str:
       lines.append(f'{"top-1 " + name:18}{percent(value):>16}')
   lines.append(f'{"test top-1":18}{percent(result["test_top1"]):>16}')
   lines.append(f'{"test top-5":18}{percent(result["test_top5"]):>16}')
-  lines += ['', _FOOTNOTE]
+  for name, one in (result.get('target') or {}).items():
+    share = one['reached'] / one['limit']
+    lines.append(
+      f'{"target " + name:18}{one["limit"]:>16,}{one["reached"]:>16,}'
+      f'{share:>9.2%}'
+    )
+  lines += ['', _FOOTNOTE, *_remarks(result)]
   if result.get('widths'):
     lines += ['', 'channels left of each gate', *_bars(result['widths'])]
   difference = result['compact_max_abs_diff']
@@ -124,6 +135,51 @@ def closing_table(result: Mapping[str, Any]) -> str:
       f' {difference:.1e}',
     ]
   return '\n'.join(lines)
+
+
+def _remarks(result: Mapping[str, Any]) -> list[str]:
+  """What is remarkable about a result, and the likely reason."""
+  remarks = []
+  final, before = result['top1']['final'], result['top1'].get('compact')
+  classes = len(result.get('class_names') or ())
+  if classes and final is not None and final < 1.2 / classes:
+    remarks.append(
+      f'The final accuracy, {percent(final)}, is about that of guessing. Likely'
+      ' the network is too small for the task, a learning rate is too large, or'
+      ' data.mean and data.std are not those of the images.'
+    )
+  elif before is not None and final is not None and final < before - 0.005:
+    remarks.append(
+      f'The final accuracy, {percent(final)}, is below that before fine-tuning,'
+      f' {percent(before)}. Likely: too few epochs for the learning rate with'
+      ' which the fine-tuning begins (stages.finetune.epochs, lr.base), or its'
+      ' curve does not end near 0 (lr.end).'
+    )
+  target = result.get('target') or {}
+  shares = [one['reached'] / one['limit'] for one in target.values()]
+  if shares and max(shares) < 0.99:
+    remarks.append(
+      f'The cost is {max(shares):.2%} of the target: no channel more would fit.'
+    )
+  wrapped = ('\n'.join(textwrap.wrap(remark, 80)) for remark in remarks)
+  return [line for remark in wrapped for line in ('', remark)]
+
+
+def _target(
+  config: RunConfig, model: PrunableModel, learned: exact.Counts | None
+) -> dict[str, dict[str, float]] | None:
+  targets = [stage.target for stage in config.stages if stage.target]
+  if learned is None or not targets:
+    return None
+  budget = targets[-1].budget(model.full_graph, model.full_graph)
+  return {
+    cost.name: {
+      'asked': getattr(targets[-1], cost.name),
+      'limit': limit,
+      'reached': getattr(learned, cost.name),
+    }
+    for cost, limit in zip(budget.costs, budget.limits, strict=True)
+  }
 
 
 def _widths(model: PrunableModel) -> dict[str, list[int]]:

@@ -1,0 +1,65 @@
+"""Configs that earlier versions kept in run folders, in today's keys."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dnal_jax.config.keys import RENAMED_KEYS
+
+# Of keys that the first configs with them, and those before, did not have.
+_ADDED = {'epochs_scale': 1.0, 'init_at': 'warmup'}
+_ADDED_TO_A_SEARCH = {'delta_by': 'epoch'}
+_ADDED_TO_A_CUT = {'recalibrate_batches': 0}
+
+
+def in_todays_keys(config: Any) -> Any:
+  """A config of any version; what is no config is returned as it is.
+
+  Keys were renamed, learning rates had `horizon`, `start` and `drops` in epochs
+  and not as fractions of their stage, and there were fewer keys.
+  """
+  config = _renamed(config)
+  if not isinstance(config, dict) or 'epochs_scale' in config:
+    return config
+  stages = config.get('stages')
+  if isinstance(stages, dict):
+    stages = {name: _stage(stage) for name, stage in stages.items()}
+  return {**_ADDED, **config, 'stages': stages}
+
+
+def _renamed(value: Any) -> Any:
+  if not isinstance(value, dict):
+    return value
+  return {
+    RENAMED_KEYS.get(key, key): _renamed(child) for key, child in value.items()
+  }
+
+
+def _stage(stage: Any) -> Any:
+  if not isinstance(stage, dict) or not isinstance(stage.get('train'), dict):
+    return stage
+  groups = {
+    name: {**group, 'lr': _in_fractions(group['lr'], stage.get('epochs'))}
+    if isinstance(group, dict) and isinstance(group.get('lr'), dict)
+    else group
+    for name, group in stage['train'].items()
+  }
+  added = {
+    **(_ADDED_TO_A_SEARCH if 'delta_end' in stage else {}),
+    **(_ADDED_TO_A_CUT if 'gate_threshold' in stage else {}),
+  }
+  return {**added, **stage, 'train': groups}
+
+
+def _in_fractions(lr: Mapping[str, Any], epochs: Any) -> dict[str, Any]:
+  """A learning rate whose numbers are in epochs of its stage."""
+  rest = {k: v for k, v in lr.items() if k not in ('horizon', 'start')}
+  numbers = [epochs, lr.get('horizon'), lr.get('start', 0.0)]
+  if not all(isinstance(n, int | float) for n in numbers) or not all(
+    numbers[:2]
+  ):
+    drops = lr.get('drops')
+    if isinstance(drops, list | tuple) and epochs:
+      rest['drops'] = [drop / epochs for drop in drops]
+    return rest
+  epochs, horizon, start = numbers
+  return {**rest, 'begin': start / horizon, 'end': (start + epochs) / horizon}

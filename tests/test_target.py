@@ -1,0 +1,188 @@
+"""Runs under a target: `--config=FILE:target --config.target.macs=0.1`."""
+
+import json
+
+from commands import assert_same, metrics, result
+import in_process
+import pytest
+
+import dnal_jax
+from dnal_jax import errors
+from dnal_jax.cost import exact
+
+SHORT = (
+  '--config.stages.warmup.epochs=2',
+  '--config.stages.search.epochs=4',
+  '--config.stages.finetune.epochs=2',
+)
+
+
+def run(workdir, *flags):
+  return in_process.run(workdir, *SHORT, *flags, variant='target')
+
+
+@pytest.fixture(scope='session')
+def tenth(tmp_path_factory):
+  """The folder of a run to a tenth of the macs."""
+  workdir = tmp_path_factory.mktemp('target') / 'run'
+  run(workdir, '--config.target.macs=0.1')
+  return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('target')
+def test_the_network_has_the_cost_that_was_asked_for(tenth):
+  got = result(tenth)
+  asked, limit, reached = (
+    got['target']['macs'][key] for key in ('asked', 'limit', 'reached')
+  )
+  assert (asked, limit) == (0.1, got['baseline']['macs'] // 10)
+  assert reached == got['learned']['macs']
+  assert 0.99 * limit <= reached <= limit
+  net, _ = dnal_jax.load(tenth)
+  assert exact.count(net, (8, 8, 1)).macs == reached
+  assert got['top1']['pruned'] == got['top1']['compact']
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('target')
+def test_the_cost_falls_to_the_target_in_the_search(tenth):
+  """The soft cost, of which little is left to the decision at the end."""
+  rows = [row for row in metrics(tenth) if row['stage'] == 'search']
+  costs = [row['target']['macs'] for row in rows]
+  assert costs[0] > 2
+  assert 0.5 < costs[-1] < 1.7
+  assert all(
+    'target' not in r for r in metrics(tenth) if r['stage'] != 'search'
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('target')
+def test_killed_in_the_search_and_after_the_cut(tenth, tmp_path):
+  """The multipliers are part of the checkpoint."""
+  flags, workdir = ('--config.target.macs=0.1',), tmp_path / 'run'
+  for line in ('search 3/', 'pruned to', 'finetune 1/'):
+    at = in_process.at_line(line, in_process.kill)
+    with at, pytest.raises(in_process.Killed):
+      run(workdir, *flags, '--config.checkpoint_steps=5')
+  run(workdir, *flags, '--config.checkpoint_steps=5')
+  assert_same(workdir, tenth)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('target')
+def test_two_targets_and_multiples(tmp_path):
+  workdir = tmp_path / 'run'
+  run(
+    workdir,
+    '--config.target.macs=500_000',
+    '--config.target.params=0.3',
+    '--config.stages.finetune.channel_multiple=4',
+  )
+  got = result(workdir)
+  both = got['target']
+  assert both['macs']['limit'] == 500_000
+  assert both['params']['limit'] == int(0.3 * got['baseline']['params'])
+  shares = [one['reached'] / one['limit'] for one in both.values()]
+  assert 0.95 < max(shares) <= 1
+  assert all(width % 4 == 0 for _, width in got['widths'].values())
+
+
+def test_targets_that_cannot_be_reached_are_refused_at_the_start(tmp_path):
+  for flag, message in (
+    ('--config.target.macs=1e-5', 'cannot have less than 1,522 macs'),
+    ('--config.target.macs=9e9', 'more than the 2,379,008 macs of the full'),
+    ('--config.target.macs=-1.0', 'macs is -1.0; it must be above 0'),
+    ('--config.seed=1', 'target has no value, and there is no penalty either'),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      run(tmp_path / 'run', flag)
+  both = '--config.penalty=0.1', '--config.target.params=0.5'
+  message = 'penalty is 0.1 and target is params 0.5; a search has one of them'
+  with pytest.raises(errors.UserError, match=message):
+    run(tmp_path / 'run', *both)
+  assert not (tmp_path / 'run').exists()
+
+
+# `init_from`.
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('target')
+def test_a_search_goes_on_from_the_warmup_of_another_run(
+  tenth, tmp_path, capsys
+):
+  """Bit for bit as if the run had had that warm-up itself; killed as well."""
+  flags = '--config.target.macs=0.1', f'--config.init_from={tenth}'
+  run(tmp_path / 'alone', *flags)
+  said = capsys.readouterr().out
+  assert (
+    f"begins with '{tenth}', at its warmup, which takes the place of" in said
+  )
+  workdir = tmp_path / 'killed'
+  for line in ('search 2/', 'finetune 1/'):
+    at = in_process.at_line(line, in_process.kill)
+    with at, pytest.raises(in_process.Killed):
+      run(workdir, *flags)
+  run(workdir, *flags)
+  assert_same(workdir, tmp_path / 'alone')
+  mine, theirs = result(workdir), result(tenth)
+  assert mine['init_from'] == str(tenth)
+  assert mine['top1'] == theirs['top1']
+  assert mine['test_top1'] == theirs['test_top1']
+  weights = 'model/variables.safetensors'
+  for file in ('architecture.json', weights, f'warmup/{weights}'):
+    assert (workdir / file).read_bytes() == (tenth / file).read_bytes()
+  of_search = [row for row in metrics(tenth) if row['stage'] != 'warmup']
+  assert metrics(workdir) == of_search
+  times = json.loads((workdir / 'result.json').read_text())['stages']
+  assert [stage['seconds'] > 0 for stage in times] == [False, True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('target')
+def test_a_finished_network_is_trained_on(tenth, tmp_path):
+  """Behind the search, without pruning it again."""
+  workdir = tmp_path / 'run'
+  run(
+    workdir,
+    '--config.target.macs=0.1',
+    f'--config.init_from={tenth}',
+    '--config.init_at=end',
+    '--config.stages.finetune.epochs=3',
+  )
+  got = result(workdir)
+  assert got['learned'] == result(tenth)['learned']
+  assert [row['stage'] for row in metrics(workdir)] == ['finetune'] * 3
+  assert got['top1']['final'] >= result(tenth)['top1']['final'] - 0.02
+  net, _ = dnal_jax.load(workdir)
+  assert net == dnal_jax.load(tenth).net
+
+
+def test_init_from_what_does_not_fit(tenth, tmp_path):
+  for flags, message in (
+    (
+      ['--config.network.width=0.5'],
+      r'network.width \(there: 1.0, here: 0.5\)',
+    ),
+    (
+      ['--config.network.name=resnet8_digits'],
+      'name .there: vgg7_digits, here: ',
+    ),
+    (['--config.data.validation=200'], r'validation \(there: 297, here: 200\)'),
+    (['--config.data.mean=(0.1,)'], r'data.mean \(there: \(0.3053,\), here:'),
+    ([f'--config.init_from={tmp_path}'], 'there is no folder .*warmup'),
+    (
+      ["--config.order=('warmup',)"],
+      "no stage of 'order' searches; set init_at",
+    ),
+    (
+      ["--config.order=('warmup','search')", '--config.init_at=end'],
+      "'order' ends with a search; add the stage that is to train",
+    ),
+  ):
+    target = '--config.target.macs=0.1'
+    with pytest.raises(errors.UserError, match=message):
+      run(tmp_path / 'run', target, f'--config.init_from={tenth}', *flags)
+    assert not (tmp_path / 'run').exists()
