@@ -48,6 +48,28 @@ def test_overrides_are_listed_with_their_values():
   assert 'give --config=FILE as well' in ended.err
 
 
+def test_a_flag_for_a_target_chooses_the_variant(tmp_path):
+  """Unless one is named, or the file has none."""
+
+  def overrides(config, *flags):
+    ended = run_here(summary, f'--config={config}', *flags, '--list-overrides')
+    assert ended.code == 0, ended.err
+    return {*ended.out.splitlines()}
+
+  quickstart, by_step = 'configs/quickstart.py', 'stages.search.delta_by=step'
+  flag = '--config.target.macs=0.25'
+  assert f'--config.{by_step}' not in overrides(quickstart)
+  assert {f'--config.{by_step}', flag} <= overrides(quickstart, flag)
+  named = overrides(f'{quickstart}:baseline', flag)
+  assert f'--config.{by_step}' not in named
+  mine = tmp_path / 'mine.py'
+  mine.write_text(
+    'from dnal_jax.config import read_config\n'
+    "def get_config(): return read_config('quickstart')\n"
+  )
+  assert {'--config.penalty=0.04', flag} <= overrides(mine, flag)
+
+
 @pytest.mark.parametrize(
   ('key', 'hint'),
   [

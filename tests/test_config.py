@@ -10,7 +10,12 @@ import jax
 import pytest
 
 from dnal_jax import errors, trees
-from dnal_jax.config import parse_config, read_config, run_config
+from dnal_jax.config import (
+  earlier,
+  parse_config,
+  read_config,
+  run_config,
+)
 from dnal_jax.config.keys import RENAMED_KEYS
 from dnal_jax.graph import walk
 from dnal_jax.training.optimizer import assign_groups
@@ -105,6 +110,27 @@ def test_published_learning_rates_are_what_they_were(monkeypatch):
     coefficients = stage.hyperparams(0).rates[group]
     got = [float(lr(epoch, coefficients)) for epoch in range(stage.epochs)]
     assert got == want, name
+
+
+def test_configs_of_earlier_versions_in_todays_keys():
+  """Learning rates in epochs, and keys that are gone or new; what is of today
+  stays as it is."""
+  path = GOLDEN / 'version_1/stopped/config.json'
+  old = json.loads(path.read_text())['config']
+  new = earlier.in_todays_keys(old)
+  (_, search, finetune) = parse_config(new).stages
+  assert finetune.gate_threshold == 0.5
+  assert search.delta_by == 'epoch'
+  lr = finetune.train['weights'].lr
+  assert (lr.begin, lr.end) == (0.0, 1 / 30)
+  assert lr.coefficients(1)['horizon'] == 30.0
+  assert earlier.in_todays_keys(new) == new
+  drops = {'schedule': 'steps', 'base': 0.1, 'drops': [10.0, 40.0]}
+  stages = {'s': {'epochs': 70, 'train': {'w': {'match': 'x', 'lr': drops}}}}
+  got = earlier.in_todays_keys({'stages': stages})['stages']['s']['train']['w']
+  assert got['lr']['drops'] == [10 / 70, 40 / 70]
+  for other in (3, None, {'stages': 3}, {'stages': {'s': {'train': {'w': 1}}}}):
+    earlier.in_todays_keys(other)
 
 
 def test_all_stages_can_be_made_shorter(config):

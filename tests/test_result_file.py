@@ -49,6 +49,58 @@ def test_closing_table_shows_what_was_measured_alone():
   assert 'block1/out ....................   0/4\n' in table
 
 
+def of(final, compact, *, classes=10, reached=None):
+  """A result with these accuracies, and macs reached of a target of 100."""
+  counts = {'params': 10, 'macs': 20}
+  counts |= {f'reference_{key}': value for key, value in counts.items()}
+  target = reached and {
+    'macs': {'asked': 0.5, 'limit': 100, 'reached': reached}
+  }
+  return {
+    'network': 'n',
+    'dataset': 'd',
+    'class_names': [str(i) for i in range(classes)],
+    'seed': 0,
+    'baseline': counts,
+    'learned': counts,
+    'gates': {'total': 5, 'kept': 5},
+    'target': target,
+    'top1': {'compact': compact, 'final': final},
+    'compact_max_abs_diff': 0.0,
+    'test_top1': final,
+    'test_top5': 1.0,
+  }
+
+
+@pytest.mark.parametrize(
+  ('result', 'remark'),
+  [
+    (of(0.9, 0.5), None),
+    (of(0.9, 0.904), None),  # less than half a point
+    (
+      of(0.9, 0.91),
+      '90.00%, is below that before fine-tuning, 91.00%. Likely: ',
+    ),
+    (of(0.11, 0.1), '11.00%, is about that of guessing. Likely'),
+    (of(0.39, 0.35, classes=3), 'guessing'),
+    (of(0.9, 0.5, reached=99), None),
+    (of(0.9, 0.5, reached=98), 'The cost is 98.00% of the target: no channel'),
+  ],
+)
+def test_what_is_remarkable_is_said(result, remark):
+  table = result_file.closing_table(result)
+  said = ' '.join(table.split())
+  if remark is None:
+    assert 'Likely' not in said
+    assert 'no channel more' not in said
+  else:
+    assert remark in said
+  assert max(map(len, table.splitlines())) <= 80
+  if result['target']:
+    reached = result['target']['macs']['reached']
+    assert f'target macs 100 {reached} {reached:.2f}%' in said
+
+
 @pytest.mark.parametrize(
   ('gates', 'lines', 'first'),
   [
