@@ -234,7 +234,8 @@ def _end_epoch(
   )
   hooks.end_epoch(row, by_path if searches else {})
   cut = stages.next_cut(r.config.stages, run.cursor.stage)
-  if searches and cut:
+  # A target is met by ranking channels, whatever the gates are.
+  if searches and cut and not stage.target:
     run = run.count_closed(prune.closed_layers(model, gates))
     if 2 * epoch >= stage.epochs:
       warning = prune.pruning_warning(model, state.gate_logits, cut)

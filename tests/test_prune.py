@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from dnal_jax import errors, models
+from dnal_jax.cost import exact
+from dnal_jax.search.budget import Target
 from dnal_jax.training import advice, evaluate, prune
 from dnal_jax.training.optimizer import ParamGroup
 from dnal_jax.training.schedule import LearningRate
@@ -209,3 +211,10 @@ def test_decision_is_handed_over_before_anything_can_fail(model):
     pruned(logits)
   assert "'search' has not found what to prune: 442 of 448" in str(raised.value)
   assert len(decisions[-1]['gate2_1']) == 1  # it is kept all the same
+  to_target = dataclasses.replace(undecided, target=Target(macs=0.2))
+  cut = cut._replace(search=to_target)
+  limit = to_target.target.budget(model.graph, model.graph).limits[0]
+  for value in (0.1, -1.0):  # undecided, and closed, all alike
+    result = pruned(gate_logits(model, value))
+    assert exact.count(result.model.net, (8, 8, 1)).macs <= limit
+    assert all(result.keep.values())
