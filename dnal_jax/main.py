@@ -15,6 +15,7 @@ if __name__ == '__main__':  # before the other imports, which take seconds
   signals.listen()
 
 from collections.abc import Sequence
+import pathlib
 import shlex
 import sys
 
@@ -23,6 +24,7 @@ from absl import flags
 from dnal_jax import cli, errors, paths, train
 from dnal_jax.config import parse_config
 from dnal_jax.data import cache
+from dnal_jax.models import zoo
 from dnal_jax.parallel import compile_cache, processes
 from dnal_jax.workdir import result_file
 
@@ -75,11 +77,19 @@ def body(argv: Sequence[str]) -> None:
   )
   result = train.run(parse_config(config), config, workdir)
   print(result_file.closing_table(result))
-  folder = shlex.quote(str(workdir))
-  print(
+  print(_next_commands(workdir, result['network']))
+
+
+def _next_commands(workdir: pathlib.Path, network: str) -> str:
+  folder, first = shlex.quote(str(workdir)), ''
+  if network not in zoo.NETWORKS:  # the config file registers it
+    given = next(a for a in sys.argv if a.lstrip('-').startswith('config='))
+    folder += f' {shlex.quote(given)}'
+    first = f'models.register({network!r}, ...), then '
+  return (
     f'\nnext: {sys.executable} -m dnal_jax.predict {folder} IMAGES'
     f'\n      {sys.executable} -m dnal_jax.summary {folder}'
-    f"\n      or, in Python, model = dnal_jax.load('{workdir}')"
+    f"\n      or, in Python, {first}model = dnal_jax.load('{workdir}')"
   )
 
 

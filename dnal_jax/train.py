@@ -135,6 +135,8 @@ def _enter_next_stage(
       evaluator=r.evaluator,
       on_decision=r.writer.write_architecture,
     )
+    budget = model.budget(cut.search.target)
+    shares = budget.reached(pruned.keep) if budget else {}
     model, params = pruned.model, pruned.variables['params']
     batch_stats = pruned.variables['batch_stats']
     gate_logits = model.initial_gate_logits()
@@ -142,10 +144,11 @@ def _enter_next_stage(
     batches = r.config.stages[run.cursor.stage + 1].recalibrate_batches
     if batches:
       batch_stats = _recalibrated(r, run, pruned, batches)
+    reached = ''.join(f', {k} {s:.3f} of the target' for k, s in shares.items())
+    masked, small, _ = pruned.comparison
     show(
       f'pruned to {model.kept_channels} of {model.gated_channels} gated'
-      f' channels: validation {pruned.comparison.masked_top1:.2%} masked,'
-      f' {pruned.comparison.pruned_top1:.2%} pruned'
+      f' channels{reached}: validation {masked:.2%} masked, {small:.2%} pruned'
     )
   run, state = beginning.begin_stage(r, run, params, gate_logits, batch_stats)
   return run, model, state

@@ -92,6 +92,12 @@ def test_of_absl_messages_those_of_orbax_alone_are_hidden(path, shown):
     ('\n\n1 / 0', '', "Error: division by zero ('mine.py', line 3)"),
     ("open('gone.txt')", '', "No such file or directory: 'gone.txt' ('mine.p"),
     ('def get_config(): return 3', ':x', 'takes 0 positional arguments but 1'),
+    (
+      'from dnal_jax.config import read_config\n'
+      "def get_config(variant=''): return read_config('quickstart')",
+      ':target',
+      "ignores the variant 'target'; pass it on, as in read_config(f'NAME:",
+    ),
   ],
 )  # fmt: skip
 def test_a_config_file_that_fails(content, argument, reason, tmp_path):

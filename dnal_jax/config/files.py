@@ -92,6 +92,11 @@ def _load(path: pathlib.Path, *variant: str) -> ConfigDict:
   config = get_config(*variant)
   if not isinstance(config, ConfigDict):
     raise TypeError(f'get_config() must return a ConfigDict, not {config!r}')
+  if variant and variant[0] and config == get_config():
+    raise ValueError(
+      f"get_config ignores the variant '{variant[0]}'; pass it on, as in"
+      " read_config(f'NAME:{variant}')"
+    )
   return config
 
 

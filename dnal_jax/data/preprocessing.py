@@ -89,7 +89,9 @@ class Preprocessing:
     height, width, channels = self.image_shape
     if image.shape[2] not in (1, channels):
       raise ValueError(
-        f'it has {image.shape[2]} channels, and the network reads {channels}'
+        f'it has {image.shape[2]} channels, and the network reads {channels};'
+        ' the channels are the last of [H, W, C] or [B, H, W, C], and a gray'
+        ' image is given as image[..., None]'
       )
     if image.shape[2] != channels:
       image = np.repeat(image, channels, 2)

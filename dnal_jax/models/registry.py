@@ -20,7 +20,8 @@ def get(name: str) -> Variant:
   if name not in known:
     raise errors.UserError(
       f'unknown network {name!r}{errors.did_you_mean(name, known)}. To use a'
-      f' network of your own, call models.register({name!r}, ...) first'
+      f' network of your own, call models.register({name!r}, ...) first, or'
+      ' give a command the --config=FILE that does'
     )
   return known[name]
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import errors, limits
+from dnal_jax import errors, limits, nn
 from dnal_jax.cost.cost import KINDS, Cost
 from dnal_jax.cost.live import Live
 from dnal_jax.graph import walk
@@ -141,6 +141,13 @@ class Budget:
     """`shares` by the names of costs."""
     names = (cost.name for cost in self.costs)
     return dict(zip(names, self.shares(gates), strict=True))
+
+  def reached(self, keep: nn.Keep) -> dict[str, float]:
+    """The exact costs of the channels `keep` over their limits, by name."""
+    return {
+      cost.name: cost.of_kept(keep) / limit
+      for cost, limit in zip(self.costs, self.limits, strict=True)
+    }
 
   def fits(self, masks: Masks) -> bool:
     """Whether no cost is above its limit."""

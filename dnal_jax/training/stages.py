@@ -63,7 +63,8 @@ class Stage:
     if self.target and self.penalty:
       raise ValueError(
         f'penalty is {self.penalty:g} and target is {self.target}; a search has'
-        ' one of them: set the penalty to 0, or no target'
+        " one of them. The variant ':target' of a config has no penalty; a"
+        " config file of your own passes it on: read_config(f'NAME:{variant}')"
       )
     if self.searches and self.penalty is None and not self.target:
       raise ValueError(

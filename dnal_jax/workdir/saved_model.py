@@ -134,6 +134,11 @@ def load(workdir: str | os.PathLike) -> SavedModel:
   workdir = paths.local('workdir', workdir)
   if not workdir.is_dir():
     raise errors.UserError(f"'{workdir}' is not a directory")
+  if not (workdir / 'architecture.json').exists():
+    raise errors.UserError(
+      f"'{workdir}' is not the folder of a finished run: it has no"
+      ' architecture.json'
+    )
   mesh.check_platforms()
   saved = architecture.read(workdir / 'architecture.json')
   want = architecture.form(saved.net, saved.image_shape).arrays
