@@ -10,12 +10,7 @@ import jax
 import pytest
 
 from dnal_jax import errors, trees
-from dnal_jax.config import (
-  earlier,
-  parse_config,
-  read_config,
-  run_config,
-)
+from dnal_jax.config import earlier, parse_config, read_config, run_config
 from dnal_jax.config.keys import RENAMED_KEYS
 from dnal_jax.graph import walk
 from dnal_jax.training.optimizer import assign_groups

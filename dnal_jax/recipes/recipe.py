@@ -8,6 +8,7 @@ to 1e4; and the threshold 0.9.
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -73,29 +74,50 @@ def add_stages(
       f"unknown variant '{variant}' after the config's name; known are {known};"
       ' without one, warm-up, search and fine-tuning run as published'
     )
-  to_target, target = variant == 'target', config.target
-  assert isinstance(target, ConfigDict)
+  to_target = variant == 'target'
   config.penalty = placeholder(float) if to_target else penalty
   stages = 'warmup', 'search', 'finetune'
   config.order = ('baseline',) if variant == 'baseline' else stages
-
-  def train_weights(epochs, lr):
-    return {
-      'epochs': epochs,
-      'label_smoothing': config.get_ref('label_smoothing'),
-      'ema': config.get_ref('ema'),
-      'train': {
-        'weights': {
-          'match': 'params/.*',
-          'momentum': 0.9,
-          'nesterov': config.get_ref('nesterov'),
-          'weight_decay': weight_decay,
-          'lr': dict(lr),
-        }
+  weights = functools.partial(_training_weights, config, weight_decay)
+  config.stages = ConfigDict(
+    {
+      'warmup': weights(*warmup),
+      'search': _searching(config, weight_decay, search, to_target),
+      'finetune': {
+        **weights(*finetune),
+        'gate_threshold': 0.9,
+        # With 8, for example, widths are rounded up to multiples of 8.
+        'channel_multiple': 1,
+        'recalibrate_batches': 0,  # for BatchNorm, after pruning
       },
+      'baseline': weights(*baseline),
     }
+  )
 
-  def search_group(match, base=0.01, decay=0.0):
+
+def _training_weights(
+  config: ConfigDict, weight_decay: float, epochs: int, lr: Mapping[str, Any]
+) -> dict[str, Any]:
+  return {
+    'epochs': epochs,
+    'label_smoothing': config.get_ref('label_smoothing'),
+    'ema': config.get_ref('ema'),
+    'train': {
+      'weights': {
+        'match': 'params/.*',
+        'momentum': 0.9,
+        'nesterov': config.get_ref('nesterov'),
+        'weight_decay': weight_decay,
+        'lr': dict(lr),
+      }
+    },
+  }
+
+
+def _searching(
+  config: ConfigDict, weight_decay: float, epochs: int, to_target: bool
+) -> dict[str, Any]:
+  def group(match, base=0.01, decay=0.0):
     return {
       'match': match,
       'momentum': 0.9,
@@ -103,36 +125,21 @@ def add_stages(
       'lr': {'schedule': 'constant', 'base': base},
     }
 
-  groups = {
-    'gates': search_group('gates/.*'),
-    'head': search_group('params/head/.*'),
-  }
+  target, groups = config.target, {'gates': group('gates/.*')}
+  assert isinstance(target, ConfigDict)
+  groups['head'] = group('params/head/.*')
   if to_target:
-    weights = search_group('params/(?!head/).*', 0.02, weight_decay)
-    groups['weights'] = weights
-  config.stages = ConfigDict(
-    {
-      'warmup': train_weights(*warmup),
-      'search': {
-        'epochs': search,
-        # 1e4 is the paper's; at 300 gates stay trainable to the end.
-        'delta_end': 300.0 if to_target else 1e4,
-        'delta_by': 'step' if to_target else 'epoch',
-        'penalty': config.get_ref('penalty'),
-        'target': {kind: target.get_ref(kind) for kind in target},
-        'label_smoothing': config.get_ref('label_smoothing'),
-        'train': groups,
-      },
-      'finetune': {
-        **train_weights(*finetune),
-        'gate_threshold': 0.9,
-        # With 8, for example, widths are rounded up to multiples of 8.
-        'channel_multiple': 1,
-        'recalibrate_batches': 0,  # for BatchNorm, after pruning
-      },
-      'baseline': train_weights(*baseline),
-    }
-  )
+    groups['weights'] = group('params/(?!head/).*', 0.02, weight_decay)
+  return {
+    'epochs': epochs,
+    # 1e4 is the paper's; at 300 gates stay trainable to the end.
+    'delta_end': 300.0 if to_target else 1e4,
+    'delta_by': 'step' if to_target else 'epoch',
+    'penalty': config.get_ref('penalty'),
+    'target': {kind: target.get_ref(kind) for kind in target},
+    'label_smoothing': config.get_ref('label_smoothing'),
+    'train': groups,
+  }
 
 
 def cosine(base: float, begin: float = 0.0, end: float = 1.0) -> dict[str, Any]:

@@ -52,10 +52,6 @@ def train_step(
   cost is above its level, as a logarithm [k]; 'finite' is False where the loss
   or a gradient is NaN or infinite.
   """
-  progress = jnp.zeros(())
-  if stage.by_step:
-    assert hyperparams.epochs is not None
-    progress = (state.step + 1) / (hyperparams.epochs * steps_per_epoch)
   paths = flat_leaves(state.params, state.gate_logits)
   tx = optimizer.make_optimizer(
     stage.train, paths, steps_per_epoch, hyperparams.rates
@@ -65,9 +61,8 @@ def train_step(
   loss = partial(
     _loss,
     frozen=frozen,
-    batch_stats=state.batch_stats,
-    multipliers=state.multipliers,
-    progress=progress,
+    state=state,
+    progress=_progress(state, stage, hyperparams, steps_per_epoch),
     hyperparams=hyperparams,
     net=net,
     stage=stage,
@@ -90,19 +85,25 @@ def train_step(
     average = _averaged(average, (params, batch_stats), stage.ema, state.step)
   multipliers = state.multipliers
   if budget is not None:
-    multipliers = next_multipliers(
-      multipliers, metrics['excess'], steps_per_epoch
-    )
-  state = TrainState(
-    state.step + 1,
-    params,
-    tree.get('gates', {}),
-    batch_stats,
-    opt_state,
-    average,
-    multipliers,
-  )
-  return state, metrics
+    excess = metrics['excess']
+    multipliers = next_multipliers(multipliers, excess, steps_per_epoch)
+  gates = tree.get('gates', {})
+  after = params, gates, batch_stats, opt_state, average, multipliers
+  return TrainState(state.step + 1, *after), metrics
+
+
+def _progress(
+  state: TrainState,
+  stage: Stage,
+  hyperparams: StepHyperparams,
+  steps_per_epoch: int,
+) -> jax.Array:
+  """The share of the stage that is done after this step; 0 where nothing
+  depends on it."""
+  if not stage.by_step:
+    return jnp.zeros(())
+  assert hyperparams.epochs is not None
+  return (state.step + 1) / (hyperparams.epochs * steps_per_epoch)
 
 
 def eval_step(
@@ -127,8 +128,7 @@ def _loss(
   batch: Batch,
   *,
   frozen: dict[str, Any],
-  batch_stats: Any,
-  multipliers: Any,
+  state: TrainState,
   progress: jax.Array,
   hyperparams: StepHyperparams,
   net: Any,
@@ -147,7 +147,7 @@ def _loss(
   variables = {
     'params': tree['params'],
     'gates': gates,
-    'batch_stats': batch_stats,
+    'batch_stats': state.batch_stats,
   }
   logits, updated = net.apply(
     variables, batch.image, train=True, mutable=['batch_stats']
@@ -165,7 +165,7 @@ def _loss(
     total = losses.mean() + hyperparams.penalty * gate_sum
   else:
     excess = budget.excess(channel_gates.by_path(gates), progress)
-    total = losses.mean() + budget.penalty(excess, multipliers)
+    total = losses.mean() + budget.penalty(excess, state.multipliers)
     metrics['excess'] = excess
   return total, (updated['batch_stats'], metrics)
 
