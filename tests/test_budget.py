@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_cost import SMALL, network
+from test_cost import SMALL, SUPERNET_IN_LONG, network
 
 from dnal_jax import errors
 from dnal_jax.cost import exact
@@ -37,7 +37,7 @@ def random_scores(graph, rng):
   ],
   ids=str,
 )
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', SUPERNET_IN_LONG)
 def test_what_is_kept_has_the_exact_cost(name, target, multiple):
   """At most the target, and so much that no channel more would fit; and the
   image reaches the classifier."""

@@ -11,6 +11,10 @@ from dnal_jax.graph import surgery, walk
 from dnal_jax.models import zoo
 
 SMALL = [name for name in zoo.NETWORKS if name.endswith('_digits')]
+SUPERNET_IN_LONG = [
+  pytest.param(name, marks=[pytest.mark.long] * name.startswith('proxyless'))
+  for name in SMALL
+]
 PUBLISHED = [name for name in zoo.NETWORKS if not name.endswith('_digits')]
 
 
@@ -54,7 +58,7 @@ def test_a_cost_of_hard_gates_is_the_exact_integer(name):
       assert one.of_kept(keep) == getattr(want, one.name), one.name
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', SUPERNET_IN_LONG)
 def test_a_cost_of_a_pruned_network_counts_what_is_left(name):
   """As for a second search."""
   net, shape, graph = network(name)
@@ -74,7 +78,7 @@ def test_a_cost_of_a_pruned_network_counts_what_is_left(name):
       assert one.of_kept(keep) == getattr(want, one.name), one.name
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', SUPERNET_IN_LONG)
 def test_gradients_of_a_cost(name):
   """Against finite differences in float64, at random soft gates."""
   *_, graph = network(name)
