@@ -75,7 +75,8 @@ def open_resources(
       eval_batch_size=config.eval_batch_size,
     )
     stack.enter_context(contextlib.closing(source))
-    if config.init_from is not None and not workdir.exists():
+    is_new = not (workdir / 'config.json').exists()
+    if config.init_from is not None and is_new:
       parent.read(config, source.contents)
     writer = files.enter_context(
       open_writer(

@@ -1,13 +1,9 @@
 """Macs and parameters as functions of gates (ours; not in the paper).
 
 For gates of 0 and 1 the number is that of the network with the channels whose
-gates are 1, to the integer; between 0 and 1 it is differentiable:
-
-* A channel of a gated layer lives with its gate g, times 1 - prod(1 - g) over
-  the channels of each layer that alone reads it (`nn.chain`).
-* A channel of a sum lives if any layer that writes it does: 1 - prod(1 - l).
-* A convolution costs k^2 * positions * (live inputs) * (live outputs)
-  multiply-adds, a depthwise one k^2 * positions * (live outputs).
+gates are 1, to the integer; between 0 and 1 it is differentiable. A convolution
+costs k^2 * positions * (live inputs) * (live outputs) multiply-adds, a
+depthwise one k^2 * positions * (live outputs); `live.py` says what lives.
 """
 
 from collections.abc import Callable, Mapping

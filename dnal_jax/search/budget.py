@@ -60,6 +60,7 @@ class Target:
   ) -> None:
     """Raises UserError if no network has the target, or every one does."""
     budget = self.budget(full, full)
+    assert budget is not None
     least = smallest(full, multiple)
     for cost, limit in zip(budget.costs, budget.limits, strict=True):
       given = f'target.{cost.name} is {getattr(self, cost.name):g}'
@@ -77,9 +78,11 @@ class Target:
           ' give more, or choose another network or width'
         )
 
-  def budget(self, graph: walk.Graph, full: walk.Graph) -> 'Budget':
+  def budget(self, graph: walk.Graph, full: walk.Graph) -> 'Budget | None':
     """The target for a network that is to be pruned; shares are those of the
-    full network."""
+    full network. None if nothing is limited."""
+    if not self:
+      return None
     costs, most = [], []
     for kind, make in KINDS.items():
       value = getattr(self, kind)
@@ -159,7 +162,6 @@ class Budget:
     The channels of a gate are kept in groups of `multiple`, best first; a group
     has the score of its best channel. Gates that the image needs to reach the
     classifier keep a group whatever its score.
-
     """
     groups = _groups(scores, multiple)
     needed = [

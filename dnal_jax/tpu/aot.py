@@ -69,11 +69,7 @@ class AotCompiler:
         dtype=self._config.compute_dtype,
         first_step=0,  # an argument: any value gives the same program
         grad_accum_steps=self._config.grad_accum_steps,
-        budget=(
-          stage.target.budget(self._graph, self._graph)
-          if stage.target
-          else None
-        ),
+        budget=stage.target.budget(self._graph, self._graph),
       )
       state = loop.state_shapes(stage, self._graph.shapes)
       lowered = program.lower(state, inputs.input_shapes())

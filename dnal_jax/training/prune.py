@@ -55,7 +55,7 @@ class PrunableModel:
   def budget(self, target: Target) -> Budget | None:
     """What is left may cost, by a target of shares of the full network; None
     without a target."""
-    return target.budget(self.graph, self.full_graph) if target else None
+    return target.budget(self.graph, self.full_graph)
 
   @property
   def gated_channels(self) -> int:

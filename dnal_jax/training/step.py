@@ -69,10 +69,7 @@ def train_step(
     budget=budget,
   )
   gradients = partial(jax.grad(loss, has_aux=True), trained)
-  if grad_accum_steps == 1:
-    grads, (batch_stats, metrics) = gradients(batch)
-  else:
-    grads, batch_stats, metrics = _in_parts(gradients, batch, grad_accum_steps)
+  grads, batch_stats, metrics = _in_parts(gradients, batch, grad_accum_steps)
   # The sum is not finite if any of its terms is not.
   total = metrics['loss'] + sum(g.sum() for g in grads.values())
   metrics['finite'] = jnp.isfinite(total)
@@ -83,13 +80,27 @@ def train_step(
   average = state.average
   if average:
     average = _averaged(average, (params, batch_stats), stage.ema, state.step)
-  multipliers = state.multipliers
-  if budget is not None:
-    excess = metrics['excess']
-    multipliers = next_multipliers(multipliers, excess, steps_per_epoch)
-  gates = tree.get('gates', {})
-  after = params, gates, batch_stats, opt_state, average, multipliers
-  return TrainState(state.step + 1, *after), metrics
+  state = state._replace(
+    step=state.step + 1,
+    params=params,
+    gate_logits=tree.get('gates', {}),
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+    average=average,
+  )
+  return _with_next_multipliers(state, metrics, steps_per_epoch), metrics
+
+
+def _with_next_multipliers(
+  state: TrainState, metrics: dict[str, jax.Array], steps_per_epoch: int
+) -> TrainState:
+  """The state after a step whose metrics these are, in a stage of any kind."""
+  if 'excess' not in metrics:
+    return state
+  multipliers = next_multipliers(
+    state.multipliers, metrics['excess'], steps_per_epoch
+  )
+  return state._replace(multipliers=multipliers)
 
 
 def _progress(
@@ -172,6 +183,9 @@ def _loss(
 
 def _in_parts(gradients, batch: Batch, parts: int) -> tuple[Any, Any, Any]:
   """Means of gradients and statistics, and metrics, over parts of the batch."""
+  if parts == 1:
+    grads, (batch_stats, metrics) = gradients(batch)
+    return grads, batch_stats, metrics
   # A part is every n-th row, so that each device has equally many rows of it
   # and none are exchanged.
   batches = jax.tree.map(

@@ -84,13 +84,21 @@ def _check_data(
 ) -> None:
   """Of a warm-up, which the search goes on with on the same images."""
   ours, theirs = Preprocessing.of(config.data), model.preprocessing
-  of_run = json_files.read_json(workdir / 'config.json')['config']['data']
+  path = workdir / 'config.json'
+  try:
+    of_run = json_files.read_json(path)['config']['data']
+    validation = of_run['validation']
+  except (LookupError, TypeError) as error:
+    raise errors.UserError(
+      f"'{path}' is not a valid config.json, from which init_from reads"
+      ' data.validation; restore it from a copy'
+    ) from error
   _check_same(
     workdir,
     {
       'data.mean': (theirs.mean, ours.mean),
       'data.std': (theirs.std, ours.std),
-      'data.validation': (of_run['validation'], config.data.validation),
+      'data.validation': (validation, config.data.validation),
     },
   )
   before = data_file.read(workdir)

@@ -172,6 +172,7 @@ def _target(
   if learned is None or not targets:
     return None
   budget = targets[-1].budget(model.full_graph, model.full_graph)
+  assert budget is not None
   return {
     cost.name: {
       'asked': getattr(targets[-1], cost.name),
