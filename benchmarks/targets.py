@@ -12,7 +12,7 @@ that a run may use (Linux).
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import itertools
 import json
 import os
@@ -30,7 +30,7 @@ from dnal_jax.config import read_config
 def run(
   workdir: pathlib.Path, config: str, threads: int, flags: Sequence[str]
 ) -> dict[str, Any]:
-  """The result of a run on so many cores, from its folder if it is there."""
+  """Runs a config on so many cores, unless it is finished; its result."""
   command = (sys.executable, '-m', 'dnal_jax.main', f'--config={config}')
   cores = sorted(os.sched_getaffinity(0))[:threads]
   subprocess.run(
@@ -63,6 +63,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     whole = run(
       folder / 'full', f'{args.config}:baseline', threads, [*flags, full]
     )
+    check(folder / 'full', setting, None)
     yield {**setting, 'target': None, **_figures(whole)}
     parent: list[str] = []
     for target in args.targets:
@@ -70,8 +71,34 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
       asked = [f'--config.target.{one}' for one in target.split('+')]
       config = f'{args.config}:target'
       found = run(workdir, config, threads, [*flags, *asked, *parent])
+      check(workdir, setting, target)
       parent = parent or [f'--config.init_from={workdir}']
       yield {**setting, 'target': target, **_figures(found)}
+
+
+def check(
+  workdir: pathlib.Path, setting: Mapping[str, Any], target: str | None
+) -> None:
+  """Exits unless a finished run is what its row says: of this seed and dtype,
+  and with this target, such as 'macs=0.5+params=0.25'."""
+  config = json.loads((workdir / 'config.json').read_text())['config']
+  found = json.loads((workdir / 'result.json').read_text())['target'] or {}
+  for key, was, wanted in (
+    ('seed', config['seed'], setting['seed']),
+    ('compute_dtype', config['compute_dtype'], setting['dtype']),
+    (
+      'target',
+      {kind: one['asked'] for kind, one in found.items()},
+      {
+        kind: float(value)
+        for one in (target or '').split('+')
+        for kind, _, value in [one.partition('=')]
+        if kind
+      },
+    ),
+  ):
+    if was != wanted:
+      sys.exit(f"'{workdir}' has {key} {was}, where its row says {wanted}")
 
 
 def _figures(result: dict[str, Any]) -> dict[str, Any]:

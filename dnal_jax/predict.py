@@ -66,8 +66,13 @@ def body(argv: Sequence[str]) -> None:
       ' DIR FILE...'
     )
   compile_cache.keep_in(cache.path('compiled'))
+  workdir = paths.local('DIR', argv[1])
+  if workdir.is_file():
+    raise errors.UserError(
+      f"'{workdir}' is a file; the folder of a run comes first: DIR FILE..."
+    )
   files = image_files.find(argv[2:])
-  model = saved_model.load(paths.local('DIR', argv[1]))
+  model = saved_model.load(workdir)
   channels = model.preprocessing.image_shape[2]
   image_files.check_channels(channels)
   if model.class_names is None:

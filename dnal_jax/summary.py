@@ -41,9 +41,9 @@ _JSON = flags.DEFINE_bool(
 
 
 def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-  """Widths and multiply-adds of each layer, and the counts of the network:
-  unpruned ('baseline') and pruned ('learned'). `image_shape` is (height, width,
-  channels)."""
+  """Inputs, width (outputs) and multiply-adds of each layer, and the counts of
+  the network: unpruned ('baseline') and pruned ('learned'). `image_shape` is
+  (height, width, channels)."""
   full = surgery.with_keep(net, {})
   before, after = (walk.graph_of(n, image_shape) for n in (full, net))
   rows = []
@@ -53,6 +53,8 @@ def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
       {
         'layer': path,
         'gate': spec.out_gate,
+        'inputs': _inputs(spec),
+        'learned_inputs': _inputs(now),
         'width': len(spec.out_ids),
         'learned_width': len(now.out_ids),
         'macs': spec.macs,
@@ -75,19 +77,15 @@ def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
   }
 
 
+def _inputs(spec: walk.LayerSpec) -> int:
+  """How many channels the layer reads; a depthwise one those that it writes."""
+  return len(spec.out_ids if spec.in_ids is None else spec.in_ids)
+
+
 def table(summary: dict[str, Any]) -> str:
   """A summary as text."""
   learned = summary['learned']
-  lines = [f'{"layer":28}{"width":>8}{"":>8}{"macs":>16}']
-  if learned:
-    line = f'{"":28}{"unpruned":>8}{"pruned":>8}'
-    lines.append(f'{line}{"unpruned":>16}{"pruned":>16}')
-  for row in summary['layers']:
-    line = f'{row["layer"]:28}{row["width"]:>8}'
-    line += f'{row["learned_width"]:>8}' if learned else f'{"":8}'
-    line += f'{row["macs"]:>16,}'
-    lines.append(line + (f'{row["learned_macs"]:>16,}' if learned else ''))
-  lines.append('')
+  lines = [*_layer_lines(summary['layers'], pruned=bool(learned)), '']
   for block, names in summary['blocks'].items() if learned else ():
     lines.append(f'{block}: {", ".join(names) or "its shortcut alone"}')
   lines += [''] * bool(learned and summary['blocks'])
@@ -99,6 +97,27 @@ def table(summary: dict[str, Any]) -> str:
   return '\n'.join(
     [*lines, line + (f'{gates["kept"]:>16,}' if learned else '')]
   )
+
+
+def _layer_lines(rows: list[dict[str, Any]], *, pruned: bool) -> list[str]:
+  """A line for each layer, with the pruned network's numbers behind >."""
+  cells = [('layer', 'inputs', 'width', 'macs')]
+  for row in rows:
+    numbers = []
+    for key in ('inputs', 'width', 'macs'):
+      after = f' > {row[f"learned_{key}"]:,}' if pruned else ''
+      numbers.append(f'{row[key]:,}{after}')
+    cells.append((row['layer'], *numbers))
+  layer, *widths = (
+    max(map(len, column)) for column in zip(*cells, strict=True)
+  )
+  return [
+    row[0].ljust(layer)
+    + ''.join(
+      f'  {cell:>{width}}' for cell, width in zip(row[1:], widths, strict=True)
+    )
+    for row in cells
+  ]
 
 
 def _network(folder: str | None) -> tuple[Any, tuple[int, int, int]]:

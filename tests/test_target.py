@@ -4,10 +4,15 @@ import json
 
 from commands import assert_same, metrics, result
 import in_process
+import numpy as np
+from PIL import Image
 import pytest
+from sklearn.datasets import load_digits
+import targets
 
 import dnal_jax
-from dnal_jax import errors
+from dnal_jax import errors, train, trees
+from dnal_jax.config import parse_config
 from dnal_jax.cost import exact
 
 SHORT = (
@@ -89,6 +94,21 @@ def test_two_targets_and_multiples(tmp_path):
   assert all(width % 4 == 0 for _, width in got['widths'].values())
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group('target')
+def test_rows_of_the_benchmark_are_what_they_say(tenth):
+  setting = {'seed': 0, 'dtype': 'float32'}
+  targets.check(tenth, setting, 'macs=0.1')
+  for changed, target, message in (
+    ({'seed': 1}, 'macs=0.1', 'has seed 0, where its row says 1'),
+    ({'dtype': 'bfloat16'}, 'macs=0.1', 'has compute_dtype float32, where'),
+    ({}, 'macs=0.2', r"has target {'macs': 0.1}, where"),
+    ({}, None, r"has target {'macs': 0.1}, where its row says {}"),
+  ):
+    with pytest.raises(SystemExit, match=message):
+      targets.check(tenth, setting | changed, target)
+
+
 def test_targets_that_cannot_be_reached_are_refused_at_the_start(tmp_path):
   for flag, message in (
     ('--config.target.macs=1e-5', 'cannot have less than 1,522 macs'),
@@ -158,6 +178,63 @@ def test_a_finished_network_is_trained_on(tenth, tmp_path):
   assert got['top1']['final'] >= result(tenth)['top1']['final'] - 0.02
   net, _ = dnal_jax.load(workdir)
   assert net == dnal_jax.load(tenth).net
+
+
+def digits_folder(root, labels):
+  """Digits of these labels, as a folder of images."""
+  digits = load_digits()
+  for label in labels:
+    for i, pixels in enumerate(digits.images[digits.target == label]):
+      folder = root / ('val' if i < 40 else 'train') / f'digit {label}'
+      folder.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(np.uint8(pixels * 15.9)).save(folder / f'{i}.png')
+  return str(root)
+
+
+def run_on_folder(workdir, folder, *flags):
+  """Of images in three channels, as streamed ones are."""
+  target = '--config.target.macs=0.3'
+  values = in_process.config(*SHORT, target, *flags, variant='target')
+  values['batch_size'] = 16
+  values['data'] |= {
+    'folder': folder,
+    'classes': None,
+    'validation': 40,
+    'crop_pad': 0,
+    'short_side': 8,
+    'crop_scale': (0.8, 1.0),
+    'mean': (0.3053,) * 3,
+    'std': (0.376,) * 3,
+  }
+  train.run(parse_config(values), values, workdir)
+
+
+@pytest.mark.long
+def test_a_finished_network_learns_other_classes(tmp_path, capsys):
+  """With a new last layer; the other layers begin with what they were."""
+  parent, workdir = tmp_path / 'parent', tmp_path / 'run'
+  run_on_folder(parent, digits_folder(tmp_path / 'four', (1, 2, 4, 7)))
+  rates = 'stages.finetune.train.weights'
+  run_on_folder(
+    *(workdir, digits_folder(tmp_path / 'two', (3, 8))),
+    *(f'--config.init_from={parent}', '--config.init_at=end'),
+    *(f'--config.{rates}.lr.base=0.02', f'--config.{rates}.momentum=0.0'),
+  )
+  assert 'with a new last layer for other classes' in capsys.readouterr().out
+  got = result(workdir)
+  assert got['class_names'] == ['digit 3', 'digit 8']
+  assert got['test_top1'] >= 0.8
+  assert got['widths'] == result(parent)['widths']
+  old, new = dnal_jax.load(parent), dnal_jax.load(workdir)
+  assert old.net.keep == new.net.keep
+  assert (old.net.classes, new.net.classes) == (4, 2)
+  old, new = (trees.flatten(model.variables['params']) for model in (old, new))
+  for path, array in old.items():
+    if path.startswith('head/'):
+      assert array.shape != new[path].shape
+    elif array.ndim == 4:
+      moved = np.linalg.norm(new[path] - array) / np.linalg.norm(array)
+      assert moved < 0.1, path
 
 
 def test_init_from_what_does_not_fit(tenth, tmp_path):

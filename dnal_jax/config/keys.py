@@ -31,7 +31,8 @@ def check_key(config: Mapping[str, Any], key: str) -> None:
       wanted = RENAMED_KEYS.get(name, name)
       near = difflib.get_close_matches(wanted, {*names.values()}, cutoff=0.7)
       like = [known for known in names if names[known] in near]
-      like.sort(key=lambda known: known.rpartition('.')[0] != above)
+      here = [known for known in like if known.rpartition('.')[0] == above]
+      like = here or like
       hint = f'did you mean {" or ".join(like[:4])}?'
       if not like:
         hint = f'{above or "the config"} has {", ".join(value)};'

@@ -30,6 +30,8 @@ def find(names: Sequence[str]) -> list[pathlib.Path]:
     if not path.exists():
       matches = sorted(glob.glob(str(path), recursive=True))
     files = [file for match in matches for file in _files(pathlib.Path(match))]
+    if not files and not path.exists() and not glob.has_magic(str(path)):
+      raise errors.UserError(f"'{name}' does not exist")
     if not files:
       raise errors.UserError(
         f"'{name}' is no image file, no folder with images (they end in"
