@@ -40,6 +40,11 @@ A flag --config.KEY=VALUE behind --config=FILE overrides a value of the config:
 --config=FILE {keys.LIST_FLAG} lists all that can be overridden, with the
 values that they have."""
 
+# Python's words for a flag's value of the wrong type, and plain ones.
+_WRONG_TYPE = (
+  (r'invalid literal for int\(\) with base 10: (.*)', r'\1 is not an integer'),
+  (r'could not convert string to float: (.*)', r'\1 is not a number like 0.5'),
+)
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)')
 
 USER_ERROR = 2
@@ -177,7 +182,10 @@ def _parse(flag_values: flags.FlagValues) -> Sequence[str]:
   except errors.UserError:
     raise
   except flags.Error as error:
-    raise errors.UserError(' '.join(str(error).split())) from error
+    message = ' '.join(str(error).split())
+    for pattern, words in _WRONG_TYPE:
+      message = re.sub(pattern, words, message)
+    raise errors.UserError(message) from error
   except Exception as error:  # of ml_collections, for --config.KEY
     raise errors.UserError(
       'a flag --config.KEY does not fit the config file'

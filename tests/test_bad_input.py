@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-from commands import ROOT, SHORT, fail, result
+from commands import ROOT, SHORT, fail, fail_here, result
 from in_process import config, run
 import pytest
 
@@ -51,7 +51,7 @@ def test_loss_that_is_not_a_number(tmp_path):
   assert not (tmp_path / 'run' / 'metrics.jsonl').read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_going_back_to_a_checkpoint_with_half_the_rates(tmp_path, capsys):
   workdir = tmp_path / 'run'
   flags = (
@@ -74,12 +74,14 @@ def test_going_back_to_a_checkpoint_with_half_the_rates(tmp_path, capsys):
   [
     ('--config.oder=x', "unknown config key 'oder'; did you mean order?"),
     ('--config.rollbacks=2', "'rollbacks'; did you mean max_nan_restarts?"),
-    ('--config.seed=x', 'config.seed=x'),
+    ('--config.target.mac=0.5', "'target.mac'; did you mean target.macs? --"),
+    ('--config.seed=x', "config.seed=x: 'x' is not an integer"),
+    ('--config.target.macs=5%', "target.macs=5%: '5%' is not a number like 0"),
     ('--config.data.crop_pad=-1', 'data.crop_pad is -1'),
   ],
 )
 def test_bad_flags(flag, message, tmp_path):
-  assert message in fail(tmp_path / 'run', flag)
+  assert message in fail_here(tmp_path / 'run', flag)
   assert not list(tmp_path.iterdir())
 
 

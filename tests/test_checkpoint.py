@@ -188,7 +188,14 @@ def test_a_flipped_bit_that_makes_orbax_raise_something_else(saved, tmp_path):
   assert step_of(newest(folder)) == 10
 
 
-@pytest.mark.parametrize('how', ['flipped', 'cut', 'gone'])
+@pytest.mark.parametrize(
+  'how',
+  [
+    'flipped',
+    pytest.param('cut', marks=pytest.mark.long),
+    pytest.param('gone', marks=pytest.mark.long),
+  ],
+)
 def test_a_damaged_checkpoint_never_restores_other_values(
   how, saved, tmp_path, capsys
 ):

@@ -24,7 +24,13 @@ SHAPE, CLASSES, BATCH = (8, 8, 3), 10, 4
 FAST_COMPILE = {'xla_backend_optimization_level': 0}
 
 
-@pytest.fixture(scope='module', params=['vgg7_digits', 'resnet8_digits'])
+@pytest.fixture(
+  scope='module',
+  params=[
+    'vgg7_digits',
+    pytest.param('resnet8_digits', marks=pytest.mark.long),
+  ],
+)
 def stages(request):
   """{name: contender} of every kind that the benchmarks time."""
   net = models.get(request.param).build(classes=CLASSES, width=0.5)

@@ -46,7 +46,10 @@ def hard_patterns(gates, rng):
 
 @pytest.mark.parametrize(
   'name',
-  [*SMALL, *(pytest.param(n, marks=pytest.mark.long) for n in PUBLISHED)],
+  [
+    *SUPERNET_IN_LONG,
+    *(pytest.param(n, marks=pytest.mark.long) for n in PUBLISHED),
+  ],
 )
 def test_a_cost_of_hard_gates_is_the_exact_integer(name):
   """Of the network that is cut by them: macs and parameters."""

@@ -103,7 +103,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save(alone, tmp_path, capsys):
     finish(workdir, alone, capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group('disk')
 def test_a_folder_that_may_not_be_written_any_more(alone, tmp_path, capsys):
   why = left_out('readonly', tmp_path)

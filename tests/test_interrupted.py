@@ -42,7 +42,7 @@ def test_signals_to_a_process(alone, tmp_path):
   assert_same(hurt, alone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group('run')
 def test_interrupted_at_any_line(alone, tmp_path, capsys):
   """In each stage, and right after the cut, before and after its first

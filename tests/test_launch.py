@@ -168,7 +168,7 @@ def test_sweep_mistakes(arguments, variables, part, sweep):
   assert part in sweep.refuses(*arguments, **variables)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sweep_in_which_one_run_fails(sweep, tmp_path):
   """A lambda that is too large for a number is a user error; the next run
   still starts, and the one behind it begins with its warm-up. Test accuracy is

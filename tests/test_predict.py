@@ -227,13 +227,19 @@ def test_files_are_named_in_many_ways(folder, files):
   assert names == [
     f'{files}/{name}' for name in ('digit', '1/01.png', '1/03.png')
   ]
-  for name in (f'{files}/x.png', f'{files}/*.gif'):
+  for name, message in (
+    (f'{files}/x.png', 'does not exist'),
+    (f'{files}/*.gif', 'is no image file, no folder with images'),
+  ):
     got = run_here(predict, folder, files / 'digit', name)
     assert (got.code, got.out) == (2, '')
-    assert f"'{name}' is no image file, no folder with images" in got.err
+    assert f"'{name}' {message}" in got.err
   got = run_here(predict, folder)
   assert (got.code, got.out) == (2, '')
   assert 'DIR FILE...' in got.err
+  got = run_here(predict, files / 'digit', folder)
+  assert (got.code, got.out) == (2, '')
+  assert 'is a file; the folder of a run comes first' in got.err
   got = run_here(predict, files, files / 'digit')
   assert got.code == 2
   assert 'architecture.json' in got.err

@@ -24,7 +24,7 @@ def shown(workdir):
   return text.out, json.loads(value.out)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_running_stopped_killed_and_finished(tmp_path):
   workdir = tmp_path / 'run'
   run = start(workdir, *LONG)

@@ -164,7 +164,13 @@ def check_equal(got, want, pattern):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('float64', 'native_ops')
-@pytest.mark.parametrize('name', SHALLOW)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(n, marks=[pytest.mark.long] * n.endswith('_cifar'))
+    for n in SHALLOW
+  ],
+)
 def test_pruned_network_is_the_masked_network(name):
   side, fields = SHALLOW[name]
   check_pruned_is_masked(build(name, **fields), side)
@@ -209,7 +215,10 @@ def test_few_blocks_have_every_kind_of_coupling(name):
 
 @pytest.mark.parametrize(
   'name',
-  ['vgg7_digits', 'resnet8_digits', 'mobilenet_v2_digits', 'proxyless_digits'],
+  [
+    *('vgg7_digits', 'resnet8_digits', 'mobilenet_v2_digits'),
+    pytest.param('proxyless_digits', marks=pytest.mark.long),
+  ],
 )
 def test_float32_agrees_to_rounding(name):
   """What a run sees: float32, full width, eval and train mode, 1e-5."""

@@ -75,7 +75,7 @@ def test_killed_in_the_search_and_after_the_cut(tenth, tmp_path):
   assert_same(workdir, tenth)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group('target')
 def test_two_targets_and_multiples(tmp_path):
   workdir = tmp_path / 'run'
