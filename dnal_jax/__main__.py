@@ -18,6 +18,7 @@ COMMANDS = {
   'status': ('status', 'show how far runs are'),
   'summary': ('summary', 'show the widths and the cost of a network'),
   'predict': ('predict', 'classify image files by the network of a run'),
+  'compare': ('compare', 'compare ways to a small network at equal cost'),
   'prepare': ('prepare', 'download and convert a data set'),
   'dryrun': ('dryrun', 'compile a config for a TPU slice, without a TPU'),
 }

@@ -1,9 +1,10 @@
-"""Where a run begins, and where it goes on.
+"""Where a run begins, where it goes on, and how each of its stages begins.
 
-At its newest checkpoint; else at the network that `init_from` names; else with
-random weights. A run that begins with another's network counts the stages that
-are thereby done, so that its steps have the same numbers, and hence the same
-batches, as in the other run.
+A run begins at its newest checkpoint; else at the network that `init_from`
+names; else with random weights. A run that begins with another's network counts
+the stages that are thereby done, so that its steps have the same numbers, and
+hence the same batches, as in the other run. A stage begins with pruning, if it
+asks for it.
 """
 
 import dataclasses
@@ -17,7 +18,9 @@ from dnal_jax import trees
 from dnal_jax.config import RunConfig
 from dnal_jax.parallel import mesh
 from dnal_jax.resources import Resources
-from dnal_jax.training import loop, stages
+from dnal_jax.search import channel_gates, ranking
+from dnal_jax.training import importance, loop, prune, recalibrate, stages
+from dnal_jax.training.progress_bar import show
 from dnal_jax.training.prune import PrunableModel
 from dnal_jax.training.train_state import TrainState, create_train_state
 from dnal_jax.workdir import parent
@@ -53,21 +56,89 @@ def restore_or_start(
   run = RunState(images=r.source.images)
   if r.config.init_from is None:
     model = model_of(run)
+    if r.config.stages[0].prunes:
+      run, model = _narrower(r, run, model)
     variables = _random_variables(r.config, model)
   else:
     run, model, variables = _from_parent(r, run)
-  run, state = begin_stage(
-    r,
-    run,
-    variables['params'],
-    model.initial_gate_logits(),
-    variables['batch_stats'],
-  )
+  start = (variables['params'], variables['batch_stats'])
+  logits = model.initial_gate_logits()
+  if r.config.init_from is not None and r.config.init_at == 'warmup':
+    return _pruned_if_asked(r, run, model, *start, logits)
+  run, state = begin_stage(r, run, *start, logits)
   return run, model, state
 
 
+def enter_next_stage(
+  r: Resources, run: RunState, model: PrunableModel, state: TrainState
+) -> tuple[RunState, PrunableModel, TrainState]:
+  """Prunes the network if the next stage asks for it, and begins the stage."""
+  if stages.after_warmup(r.config.stages) == run.cursor.stage + 1:
+    gates = channel_gates.open_gates(state.gate_logits)
+    r.writer.write_warmup(state.variables(gates), model.full_gates)
+  return _pruned_if_asked(r, run, model, *state.result, state.gate_logits)
+
+
+def _pruned_if_asked(
+  r: Resources,
+  run: RunState,
+  model: PrunableModel,
+  params: Any,
+  batch_stats: Any,
+  gate_logits: Any,
+) -> tuple[RunState, PrunableModel, TrainState]:
+  """The beginning of the next stage, with a smaller network if it prunes."""
+  cut = stages.next_cut(r.config.stages, run.cursor.stage)
+  if cut is not None and cut.stages_ahead == 1:
+    budget, scores = model.budget(cut.target), None
+    if cut.by != 'gates':
+      assert budget is not None
+      gates = channel_gates.open_gates(gate_logits)
+      variables = {'params': params, 'batch_stats': batch_stats, 'gates': gates}
+      scores = importance.scores(
+        *(cut.by, model.net, variables, budget, r.source),
+        first_step=run.steps_done,
+      )
+    pruned = prune.prune_model(
+      *(model, params, gate_logits, batch_stats, cut),
+      scores=scores,
+      evaluator=r.evaluator,
+      on_decision=r.writer.write_architecture,
+    )
+    shares = budget.reached(pruned.keep) if budget else {}
+    model, params = pruned.model, pruned.variables['params']
+    batch_stats = pruned.variables['batch_stats']
+    gate_logits = model.initial_gate_logits()
+    run = run.prune(pruned.keep, *pruned.comparison)
+    batches = r.config.stages[run.cursor.stage + 1].recalibrate_batches
+    if batches:
+      batch_stats = _recalibrated(r, run, pruned, batches)
+    reached = ''.join(f', {k} {s:.3f} of the target' for k, s in shares.items())
+    masked, small, _ = pruned.comparison
+    show(
+      f'pruned to {model.kept_channels} of {model.gated_channels} gated'
+      f' channels{reached}: validation {masked:.2%} masked, {small:.2%} pruned'
+    )
+  run, state = begin_stage(r, run, params, batch_stats, gate_logits)
+  return run, model, state
+
+
+def _recalibrated(
+  r: Resources, run: RunState, pruned: prune.Pruned, batches: int
+) -> Any:
+  """The pruned network's statistics of BatchNorm, renewed."""
+  net, variables = pruned.model.net, pruned.variables
+  batch_stats = recalibrate.renewed_statistics(
+    net, variables, r.source, first_step=run.steps_done, batches=batches
+  )
+  variables = {**variables, 'batch_stats': batch_stats}
+  top1 = r.evaluator(net, variables, 'validation')['top1']
+  show(f'validation {top1:.2%} with statistics renewed on {batches} batches')
+  return batch_stats
+
+
 def begin_stage(
-  r: Resources, run: RunState, params: Any, gate_logits: Any, batch_stats: Any
+  r: Resources, run: RunState, params: Any, batch_stats: Any, gate_logits: Any
 ) -> tuple[RunState, TrainState]:
   """The run's next stage, or its first one, with a new optimizer state."""
   stage = r.config.stages[len(run.result.stages)]
@@ -87,6 +158,28 @@ def _counting(r: Resources, run: RunState, stage: stages.Stage) -> RunState:
   return run.begin_stage(stage.name, stage.epochs, steps)
 
 
+def _narrower(
+  r: Resources, run: RunState, model: PrunableModel
+) -> tuple[RunState, PrunableModel]:
+  """The network of the channels that the first stage keeps: the same share of
+  each gate, as nothing is trained yet."""
+  stage = r.config.stages[0]
+  budget = model.budget(stage.prune_to)
+  assert budget is not None
+  masks = budget.decide(ranking.uniform(model.graph), stage.channel_multiple)
+  keep = {
+    gate: tuple(c for c, kept in zip(ids, masks[gate], strict=True) if kept)
+    for gate, ids in model.full_gates.items()
+  }
+  r.writer.write_architecture(keep)
+  small = model.with_channels(keep)
+  print(
+    f'begins with {small.kept_channels} of {small.gated_channels} gated'
+    ' channels, the same share of each gate'
+  )
+  return dataclasses.replace(run, keep=keep), small
+
+
 def _random_variables(config: RunConfig, model: PrunableModel) -> Any:
   image = jnp.zeros((1, *config.image_shape))
   init = mesh.jit_replicated(model.net.init)
@@ -102,12 +195,8 @@ def _from_parent(
   found = parent.read(config, r.source.contents)
   model = PrunableModel.create(config.build(), config.image_shape, found.keep)
   variables = _random_variables(config, model)
-  if found.new_head:
-    flat, kept = trees.flatten(variables), trees.flatten(found.variables)
-    new = {path: leaf for path, leaf in flat.items() if path not in kept}
-    variables = trees.unflatten({**kept, **new})
-  else:
-    variables = found.variables
+  flat, trained = trees.flatten(variables), trees.flatten(found.variables)
+  variables = trees.unflatten({**flat, **trained})
   for stage in config.stages[: config.first_stage]:
     run = _counting(r, run, stage)
   top1 = run.result.top1

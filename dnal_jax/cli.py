@@ -139,6 +139,26 @@ def config_of(flag: Any) -> dict[str, Any] | None:
   return None if flag.value is None else flag.value.to_dict()
 
 
+def config_of_variant(variant: str) -> dict[str, Any]:
+  """Another variant of the config that --config names, with the same flags that
+  override its values, as nested dicts.
+
+  Raises:
+    UserError: a flag names a key that the variant does not have.
+  """
+  flag_values = flags.FlagValues()
+  flag = define_config('', flag_values)
+  given = [a for a in sys.argv[1:] if re.match(r'--?config[.=]', a)]
+  given = [
+    re.sub(r'^(--?config=[^:]*).*', rf'\1:{variant}'.rstrip(':'), argument)
+    for argument in given
+  ]
+  flag_values([sys.argv[0], *given])
+  config = config_of(flag)
+  assert config is not None
+  return config
+
+
 class _ConfigParser(flags.ArgumentParser):
   """From the value of --config to a ConfigDict that has what flags override."""
 

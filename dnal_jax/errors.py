@@ -11,6 +11,14 @@ class UserError(Exception):
   """
 
 
+class InUse(UserError):
+  """Another process holds the folder of a run."""
+
+
+class SearchFailed(UserError):
+  """A search has left no network: a layer is closed, or gates are undecided."""
+
+
 class NotFinite(UserError):
   """A loss or a gradient is NaN or infinite.
 

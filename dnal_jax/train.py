@@ -22,7 +22,6 @@ from dnal_jax.training import (
   loop,
   metrics,
   prune,
-  recalibrate,
   stages,
 )
 from dnal_jax.training.hooks import HookList
@@ -108,64 +107,8 @@ def _train(r: Resources) -> dict[str, Any]:
       hooks.end_stage()
     if run.cursor.stage + 1 == len(r.config.stages):
       return _finish(r, run, model, stage, state)
-    run, model, state = _enter_next_stage(r, run, model, state)
+    run, model, state = beginning.enter_next_stage(r, run, model, state)
     run = _save(r, run, state)
-
-
-# From stage to stage.
-
-
-def _enter_next_stage(
-  r: Resources, run: RunState, model: PrunableModel, state: TrainState
-) -> tuple[RunState, PrunableModel, TrainState]:
-  """Prunes the network if the next stage asks for it, and begins the stage."""
-  params, batch_stats = state.result
-  gate_logits = state.gate_logits
-  if stages.ends_warmup(r.config.stages, run.cursor.stage):
-    gates = channel_gates.open_gates(gate_logits)
-    r.writer.write_warmup(state.variables(gates), model.full_gates)
-  cut = stages.next_cut(r.config.stages, run.cursor.stage)
-  if cut is not None and cut.stages_ahead == 1:
-    pruned = prune.prune_model(
-      model,
-      params,
-      gate_logits,
-      batch_stats,
-      cut,
-      evaluator=r.evaluator,
-      on_decision=r.writer.write_architecture,
-    )
-    budget = model.budget(cut.search.target)
-    shares = budget.reached(pruned.keep) if budget else {}
-    model, params = pruned.model, pruned.variables['params']
-    batch_stats = pruned.variables['batch_stats']
-    gate_logits = model.initial_gate_logits()
-    run = run.prune(pruned.keep, *pruned.comparison)
-    batches = r.config.stages[run.cursor.stage + 1].recalibrate_batches
-    if batches:
-      batch_stats = _recalibrated(r, run, pruned, batches)
-    reached = ''.join(f', {k} {s:.3f} of the target' for k, s in shares.items())
-    masked, small, _ = pruned.comparison
-    show(
-      f'pruned to {model.kept_channels} of {model.gated_channels} gated'
-      f' channels{reached}: validation {masked:.2%} masked, {small:.2%} pruned'
-    )
-  run, state = beginning.begin_stage(r, run, params, gate_logits, batch_stats)
-  return run, model, state
-
-
-def _recalibrated(
-  r: Resources, run: RunState, pruned: prune.Pruned, batches: int
-) -> Any:
-  """The pruned network's statistics of BatchNorm, renewed."""
-  net, variables = pruned.model.net, pruned.variables
-  batch_stats = recalibrate.renewed_statistics(
-    net, variables, r.source, first_step=run.steps_done, batches=batches
-  )
-  variables = {**variables, 'batch_stats': batch_stats}
-  top1 = r.evaluator(net, variables, 'validation')['top1']
-  show(f'validation {top1:.2%} with statistics renewed on {batches} batches')
-  return batch_stats
 
 
 def _hooks(r: Resources, run: RunState) -> HookList:
@@ -238,7 +181,7 @@ def _end_epoch(
   hooks.end_epoch(row, by_path if searches else {})
   cut = stages.next_cut(r.config.stages, run.cursor.stage)
   # A target is met by ranking channels, whatever the gates are.
-  if searches and cut and not stage.target:
+  if searches and cut and not cut.target:
     run = run.count_closed(prune.closed_layers(model, gates))
     if 2 * epoch >= stage.epochs:
       warning = prune.pruning_warning(model, state.gate_logits, cut)

@@ -78,11 +78,12 @@ class Ended(NamedTuple):
   err: str
 
 
-def run_here(module: Any, *arguments: object) -> Ended:
+def run_here(module: Any, *arguments: object, out: Any = None) -> Ended:
   """Runs a command in this process, with these arguments, from the root.
 
   `module` is the command's, such as `dnal_jax.summary`. For tests of messages
-  and outputs, as starting a process takes seconds. A process is needed where a
+  and outputs, as starting a process takes seconds. `out` is its standard output
+  in place of one that is kept. A process is needed where a
   test is about signals, several processes, the environment, or what `cli.main`
   does besides `cli.run`: logging, and ending without waiting for threads.
 
@@ -91,7 +92,7 @@ def run_here(module: Any, *arguments: object) -> Ended:
   """
   known = set(module.FLAGS)
   argv = [module.__name__, *map(str, arguments)]
-  out, err = io.StringIO(), io.StringIO()
+  out, err = out or io.StringIO(), io.StringIO()
   try:
     with (
       warnings.catch_warnings(),

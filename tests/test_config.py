@@ -1,7 +1,6 @@
 """Configs become frozen dataclasses; what cannot run is refused."""
 
 import copy
-import functools
 import json
 import math
 import pathlib
@@ -18,17 +17,10 @@ from dnal_jax.training.optimizer import assign_groups
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 RUNNABLE = sorted(CONFIGS.glob('*.py'))
-graph_of = functools.cache(walk.graph_of)
 
 
 def load(path, variant=''):
   return read_config(f'{path}:{variant}' if variant else str(path))
-
-
-@pytest.fixture(autouse=True)
-def each_network_is_traced_once(monkeypatch):
-  """The graph of the supernet takes seconds."""
-  monkeypatch.setattr(walk, 'graph_of', graph_of)
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def test_every_config_is_a_run(path):
     ('baseline', ['baseline']),
   ):
     run = parse_config(load(path, variant).to_dict())
-    shapes = graph_of(run.build(), run.image_shape).shapes
+    shapes = walk.graph_of(run.build(), run.image_shape).shapes
     paths = trees.flatten({k: shapes[k] for k in ('params', 'gates')})
     assert [stage.name for stage in run.stages] == names
     for stage in run.stages:

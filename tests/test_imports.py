@@ -12,6 +12,10 @@ PACKAGE = ROOT / 'dnal_jax'
 # From the top down; a room may import those that its row names, all of which
 # stand below it. `errors`, `limits`, `paths` and `trees` are for everyone.
 ROOMS = {
+  'compare': {
+    *('commands', 'train', 'workdir', 'config', 'training', 'search'),
+    *('models', 'graph', 'data', 'parallel'),
+  },
   'commands': {
     *('train', 'tpu', 'workdir', 'config', 'cost', 'graph', 'models'),
     *('data', 'parallel'),
@@ -58,6 +62,13 @@ FLAT = {
 # Inside a room: what each module may import of it. A module that is not named
 # imports none; `__init__` may import all, as it is what the room shows.
 INSIDE = {
+  'compare': {
+    '__main__': {'cells', 'chart', 'estimate', 'methods', 'table'},
+    'cells': {'methods'},
+    'chart': {'cells', 'methods', 'table'},
+    'estimate': {'cells', 'methods'},
+    'table': {'cells', 'methods'},
+  },
   'commands': {m: {'cli'} for m in FLAT if FLAT[m] == 'commands'},
   'train': {
     'train': {'beginning', 'resources'},
@@ -97,6 +108,7 @@ INSIDE = {
     'profiler': {'hooks', 'stages'},
     'progress_bar': {'hooks', 'metrics', 'stages'},
     'advice': {'stages'},
+    'importance': {'losses'},
     'prune': {'advice', 'evaluate', 'stages'},
     'stages': {'optimizer'},
     'step': {'losses', 'optimizer', 'stages', 'train_state'},
@@ -104,6 +116,7 @@ INSIDE = {
   },
   'config': {'earlier': {'keys'}, 'run_config': {'keys'}},
   'recipes': {'imagenet': {'recipe'}, 'small_images': {'recipe'}},
+  'search': {'ranking': {'budget'}},
   'cost': {'cost': {'live'}, 'exact': {'reference'}},
   'models': {
     'proxyless': {'mobilenet_v2'},

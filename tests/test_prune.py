@@ -40,20 +40,38 @@ def gate_logits(model, value):
   return jax.tree.map(lambda a: jnp.asarray(a) + value, zeros)
 
 
+def cut_of(search, threshold, multiple, ahead):
+  """By the gates of a search."""
+  return Cut(search, 'gates', search.target, threshold, multiple, ahead)
+
+
 def test_the_next_cut():
   stages = (WARMUP, SEARCH, WARMUP, FINETUNE, SEARCH)
   cuts = [next_cut(stages, here) for here in range(5)]
   assert cuts == [
     None,  # nothing is searched yet
-    Cut(SEARCH, 0.9, 8, 2),
-    Cut(SEARCH, 0.9, 8, 1),
+    cut_of(SEARCH, 0.9, 8, 2),
+    cut_of(SEARCH, 0.9, 8, 1),
     None,
     None,
   ]
 
 
+def test_the_next_cut_without_a_search():
+  by_scale = {'prune_by': 'scale', 'prune_to': Target(macs=0.5)}
+  ranked = dataclasses.replace(FINETUNE, **by_scale)
+  assert next_cut((WARMUP, ranked), 0) == Cut(
+    None, 'scale', Target(macs=0.5), FINETUNE.gate_threshold, 8, 1
+  )
+  # Gates may be ranked to another target than the search had.
+  to_half = dataclasses.replace(FINETUNE, prune_to=Target(params=0.5))
+  cut = next_cut((WARMUP, SEARCH, to_half), 1)
+  assert cut.searched == SEARCH
+  assert cut.target == Target(params=0.5)
+
+
 def test_pruning_warning(model):
-  cut = Cut(SEARCH, 0.9, 1, 1)
+  cut = cut_of(SEARCH, 0.9, 1, 1)
   nothing = prune.pruning_warning(model, gate_logits(model, 1.0), cut)
   assert 'no channel would be pruned' in nothing
   assert '0.1, may be too small' in nothing
@@ -75,7 +93,7 @@ def test_advice_is_for_what_the_gates_show(model):
 
   def warning(logit, threshold=0.9, multiple=1, **search):
     stage = dataclasses.replace(SEARCH, **search)
-    cut = Cut(stage, threshold, multiple, 1)
+    cut = cut_of(stage, threshold, multiple, 1)
     return prune.pruning_warning(model, gate_logits(model, logit), cut)
 
   for penalty in (0.0, 0.04):
@@ -96,7 +114,7 @@ def test_advice_is_for_what_the_gates_show(model):
   assert 'the penalty is 0; try a penalty above 0' in warning(1.0, penalty=0.0)
   logits = gate_logits(model, 1.0)
   logits['gate3_2']['g'] = logits['gate3_2']['g'].at[5:].set(-1.0)
-  rounded = prune.pruning_warning(model, logits, Cut(SEARCH, 0.9, 128, 1))
+  rounded = prune.pruning_warning(model, logits, cut_of(SEARCH, 0.9, 128, 1))
   assert 'a smaller channel_multiple than 128' in rounded
 
 
@@ -166,7 +184,7 @@ def test_decision_is_handed_over_before_anything_can_fail(model):
   net = model.full
   variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
   params, stats = variables['params'], variables['batch_stats']
-  cut, decisions = Cut(SEARCH, 0.9, 1, 1), []
+  cut, decisions = cut_of(SEARCH, 0.9, 1, 1), []
 
   def pruned(logits):
     return prune.prune_model(
@@ -212,7 +230,7 @@ def test_decision_is_handed_over_before_anything_can_fail(model):
   assert "'search' has not found what to prune: 442 of 448" in str(raised.value)
   assert len(decisions[-1]['gate2_1']) == 1  # it is kept all the same
   to_target = dataclasses.replace(undecided, target=Target(macs=0.2))
-  cut = cut._replace(search=to_target)
+  cut = cut._replace(search=to_target, target=to_target.target)
   limit = to_target.target.budget(model.graph, model.graph).limits[0]
   for value in (0.1, -1.0):  # undecided, and closed, all alike
     result = pruned(gate_logits(model, value))

@@ -5,10 +5,15 @@ from typing import Any
 
 from dnal_jax.config.keys import RENAMED_KEYS
 
-# Of keys that the first configs with them, and those before, did not have.
+# Keys that earlier configs did not have, with what they meant.
 _ADDED = {'epochs_scale': 1.0, 'init_at': 'warmup'}
 _ADDED_TO_A_SEARCH = {'delta_by': 'epoch'}
-_ADDED_TO_A_CUT = {'recalibrate_batches': 0}
+_NO_TARGET = {'macs': None, 'params': None}
+_ADDED_TO_A_CUT = {
+  'recalibrate_batches': 0,
+  'prune_by': 'gates',
+  'prune_to': _NO_TARGET,
+}
 
 
 def in_todays_keys(config: Any) -> Any:
@@ -18,11 +23,12 @@ def in_todays_keys(config: Any) -> Any:
   and not as fractions of their stage, and there were fewer keys.
   """
   config = _renamed(config)
-  if not isinstance(config, dict) or 'epochs_scale' in config:
+  if not isinstance(config, dict):
     return config
   stages = config.get('stages')
   if isinstance(stages, dict):
-    stages = {name: _stage(stage) for name, stage in stages.items()}
+    in_epochs = 'epochs_scale' not in config
+    stages = {name: _stage(s, in_epochs) for name, s in stages.items()}
   return {**_ADDED, **config, 'stages': stages}
 
 
@@ -34,15 +40,17 @@ def _renamed(value: Any) -> Any:
   }
 
 
-def _stage(stage: Any) -> Any:
+def _stage(stage: Any, in_epochs: bool) -> Any:
   if not isinstance(stage, dict) or not isinstance(stage.get('train'), dict):
     return stage
-  groups = {
-    name: {**group, 'lr': _in_fractions(group['lr'], stage.get('epochs'))}
-    if isinstance(group, dict) and isinstance(group.get('lr'), dict)
-    else group
-    for name, group in stage['train'].items()
-  }
+  groups = stage['train']
+  if in_epochs:
+    groups = {
+      name: {**group, 'lr': _in_fractions(group['lr'], stage.get('epochs'))}
+      if isinstance(group, dict) and isinstance(group.get('lr'), dict)
+      else group
+      for name, group in groups.items()
+    }
   added = {
     **(_ADDED_TO_A_SEARCH if 'delta_end' in stage else {}),
     **(_ADDED_TO_A_CUT if 'gate_threshold' in stage else {}),

@@ -55,10 +55,11 @@ class RunConfig:
   max_nan_restarts: Annotated[int, Range(min=0)] = 0
   profile: Annotated[int | None, Range(min=1)] = None  # steps traced per stage
   # The folder of a run whose network this one begins with: that after its
-  # warm-up, where this run's first search goes on, or at its end, where the
-  # stages behind the last search do.
+  # warm-up, where this run's first search or pruning goes on; at its end, where
+  # the stages behind the last of them do; or its channels alone, with new
+  # weights.
   init_from: str | None = None
-  init_at: Literal['warmup', 'end'] = 'warmup'
+  init_at: Literal['warmup', 'end', 'architecture'] = 'warmup'
 
   def __post_init__(self):
     limits.check(self)
@@ -83,19 +84,23 @@ class RunConfig:
   def first_stage(self) -> int:
     """The number of the stage with which the run begins: not 0 if `init_from`
     has done those before it."""
-    searches = [i for i, stage in enumerate(self.stages) if stage.searches]
-    if self.init_from is None or not searches:
+    if self.init_from is None or self.init_at == 'architecture':
       return 0
-    return searches[0] if self.init_at == 'warmup' else searches[-1] + 1
+    if self.init_at == 'warmup':
+      return stages.after_warmup(self.stages)
+    begins = [0]
+    for index, stage in enumerate(self.stages):
+      begins += [index + 1] * stage.searches + [index] * stage.prunes
+    return max(begins)
 
   def top1_key(self, index: int) -> str | None:
     """The key of `top1` in the result that stage number `index` sets: 'gated'
-    if it searches, 'warmup' if it comes before the first that does."""
-    searches = [stage.searches for stage in self.stages]
-    if searches[index]:
+    if it searches, 'warmup' if a search or a pruning comes after it, and none
+    before."""
+    if self.stages[index].searches:
       return 'gated'
-    before_search = any(searches[index:]) and not any(searches[:index])
-    return 'warmup' if before_search else None
+    begins = stages.after_warmup(self.stages)
+    return 'warmup' if index < begins < len(self.stages) else None
 
   def build(self) -> models.Network:
     """The full network."""
@@ -161,8 +166,8 @@ def _check_run(run: RunConfig) -> None:
   """Checks the parts of a run against each other."""
   stages.validate(run.stages)
   if run.init_from is not None:
-    searches = any(stage.searches for stage in run.stages)
-    if run.init_at == 'warmup' and not searches:
+    nowhere = stages.after_warmup(run.stages) == len(run.stages)
+    if run.init_at == 'warmup' and nowhere:
       raise errors.UserError(
         "init_from has a warm-up, but no stage of 'order' searches; set"
         " init_at to 'end' to begin with the final network, or add a search"
@@ -188,9 +193,13 @@ def _check_run(run: RunConfig) -> None:
   graph = walk.graph_of(net, run.image_shape)
   for index, stage in enumerate(run.stages):
     cut = stages.next_cut(run.stages, index)
-    if stage.searches and stage.target:
-      multiple = cut.multiple if cut else 1
-      stage.target.check_reachable(graph, multiple, run.network.name)
+    for target, key, multiple in (
+      (stage.target, 'target', cut.multiple if cut else 1),
+      (stage.prune_to, 'prune_to', stage.channel_multiple),
+    ):
+      if target:
+        name = run.network.name
+        target.check_reachable(graph, multiple, name, key)
   shapes = graph.shapes
   paths = list(trees.flatten({k: shapes[k] for k in ('params', 'gates')}))
   for stage in run.stages:

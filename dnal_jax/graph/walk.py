@@ -71,7 +71,7 @@ class Graph:
     return tuple(shortest(self.layers['head/logits']))
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=4)
 def graph_of(net: Any, image_shape: tuple[int, int, int]) -> Graph:
   """Traces `net` on one image of shape (height, width, channels).
 

@@ -50,6 +50,7 @@ NETWORKS = {
     224,
     1000,
   ),
+  'resnet20_cifar': Variant(partial(_RESNET_CIFAR, blocks=(3, 3, 3)), 32, 10),
   'resnet56_cifar': Variant(partial(_RESNET_CIFAR, blocks=(9, 9, 9)), 32, 10),
   'mobilenet_v2': Variant(
     partial(

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-VARIANTS = '', 'target', 'baseline'
+VARIANTS = '', 'target', 'baseline', 'uniform'
 
 
 def base_config(network: str, data: Mapping[str, Any]) -> ConfigDict:
@@ -63,7 +63,8 @@ def add_stages(
   Variants: '' is the paper's warm-up, search and fine-tuning. 'target' is ours:
   the search holds the cost at config.target, which has to be set, in place of
   the penalty; weights train on in it, and delta grows by the step. In
-  'baseline' the full network trains without gates.
+  'baseline' the full network trains without gates, in 'uniform' (ours) one that
+  costs config.target and has the same share of channels everywhere.
 
   Raises:
     ValueError: there is no such variant.
@@ -74,10 +75,11 @@ def add_stages(
       f"unknown variant '{variant}' after the config's name; known are {known};"
       ' without one, warm-up, search and fine-tuning run as published'
     )
-  to_target = variant == 'target'
+  to_target = variant in ('target', 'uniform')
   config.penalty = placeholder(float) if to_target else penalty
+  searching = variant in ('', 'target')
   stages = 'warmup', 'search', 'finetune'
-  config.order = ('baseline',) if variant == 'baseline' else stages
+  config.order = stages if searching else ('baseline',)
   weights = functools.partial(_training_weights, config, weight_decay)
   config.stages = ConfigDict(
     {
@@ -86,11 +88,17 @@ def add_stages(
       'finetune': {
         **weights(*finetune),
         'gate_threshold': 0.9,
+        'prune_by': 'gates',
+        # In place of the search's target, or for other rankings than by gates.
+        'prune_to': {'macs': placeholder(float), 'params': placeholder(float)},
         # With 8, for example, widths are rounded up to multiples of 8.
         'channel_multiple': 1,
         'recalibrate_batches': 0,  # for BatchNorm, after pruning
       },
-      'baseline': weights(*baseline),
+      'baseline': {
+        **weights(*baseline),
+        **(_narrowing(config) if variant == 'uniform' else {}),
+      },
     }
   )
 
@@ -114,6 +122,17 @@ def _training_weights(
   }
 
 
+def _narrowing(config: ConfigDict) -> dict[str, Any]:
+  return {'prune_by': 'uniform', 'prune_to': _target(config)}
+
+
+def _target(config: ConfigDict) -> dict[str, Any]:
+  """References to the target at the top of the config."""
+  target = config.target
+  assert isinstance(target, ConfigDict)
+  return {kind: target.get_ref(kind) for kind in target}
+
+
 def _searching(
   config: ConfigDict, weight_decay: float, epochs: int, to_target: bool
 ) -> dict[str, Any]:
@@ -125,8 +144,7 @@ def _searching(
       'lr': {'schedule': 'constant', 'base': base},
     }
 
-  target, groups = config.target, {'gates': group('gates/.*')}
-  assert isinstance(target, ConfigDict)
+  groups = {'gates': group('gates/.*')}
   groups['head'] = group('params/head/.*')
   if to_target:
     groups['weights'] = group('params/(?!head/).*', 0.02, weight_decay)
@@ -136,7 +154,7 @@ def _searching(
     'delta_end': 300.0 if to_target else 1e4,
     'delta_by': 'step' if to_target else 'epoch',
     'penalty': config.get_ref('penalty'),
-    'target': {kind: target.get_ref(kind) for kind in target},
+    'target': _target(config),
     'label_smoothing': config.get_ref('label_smoothing'),
     'train': groups,
   }

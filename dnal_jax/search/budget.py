@@ -56,14 +56,15 @@ class Target:
     return ' and '.join(given) or 'none'
 
   def check_reachable(
-    self, full: walk.Graph, multiple: int, network: str
+    self, full: walk.Graph, multiple: int, network: str, key: str
   ) -> None:
-    """Raises UserError if no network has the target, or every one does."""
+    """Raises UserError if no network has the target, or every one does; `key`
+    is what configs call it."""
     budget = self.budget(full, full)
     assert budget is not None
     least = smallest(full, multiple)
     for cost, limit in zip(budget.costs, budget.limits, strict=True):
-      given = f'target.{cost.name} is {getattr(self, cost.name):g}'
+      given = f'{key}.{cost.name} is {getattr(self, cost.name):g}'
       if limit > cost.full:
         raise errors.UserError(
           f'{given}, more than the {cost.full:,} {cost.name} of the full'

@@ -22,12 +22,12 @@ def check_hopeless(stage: Stage, closed_epochs: Mapping[str, int]) -> None:
   closed gate vanish as delta grows.
 
   Raises:
-    UserError: of one, there were HOPELESS_EPOCHS or more.
+    SearchFailed: of one, there were HOPELESS_EPOCHS or more.
   """
   closed = [g for g, n in closed_epochs.items() if n >= HOPELESS_EPOCHS]
   if closed:
     cause, fix = _why_closed(stage)
-    raise errors.UserError(
+    raise errors.SearchFailed(
       f"stage '{stage.name}' ends early: for {HOPELESS_EPOCHS} epochs every"
       f' channel of {", ".join(closed)}, which nothing bypasses, has been'
       f' closed, so no image reaches the classifier: {cause}. {AGAIN} with'
@@ -36,13 +36,13 @@ def check_hopeless(stage: Stage, closed_epochs: Mapping[str, int]) -> None:
 
 
 def check_decided(soft: dict[str, Any], cut: Cut) -> None:
-  """Raises UserError if most gates are undecided after the search; `soft` are
-  their values by path."""
+  """Raises SearchFailed if most gates are undecided after the search; `soft`
+  are their values by path."""
   counts = channel_gates.count_by_state(soft)
   if 2 * counts[1] > sum(counts):
-    cause, fix = undecided(counts, cut.search)
-    raise errors.UserError(
-      f"stage '{cut.search.name}' has not found what to prune: {cause}."
+    cause, fix = undecided(counts, cut.searched)
+    raise errors.SearchFailed(
+      f"stage '{cut.searched.name}' has not found what to prune: {cause}."
       f' {AGAIN} with {fix}'
     )
 
@@ -51,7 +51,7 @@ def why_all(
   soft: dict[str, Any], closed: list[str], cut: Cut
 ) -> tuple[str, str]:
   """Why the search kept no channel of the gates `closed`, and what to try."""
-  search = cut.search
+  search = cut.searched
   states = [channel_gates.count_by_state(soft[gate]) for gate in closed]
   if all(between + high for _, between, high in states):
     return undecided(sum(states), search)
@@ -71,7 +71,7 @@ def _why_closed(search: Stage) -> tuple[str, str]:
 
 def why_none(soft: dict[str, Any], cut: Cut) -> tuple[str, str]:
   """Why the search closed no channel for good, and what to try."""
-  search = cut.search
+  search = cut.searched
   counts = channel_gates.count_by_state(soft)
   _, between, high = counts
   if any((g <= cut.threshold).any() for g in soft.values()):

@@ -17,7 +17,7 @@ from dnal_jax.graph import surgery, walk
 from dnal_jax.models import Network
 from dnal_jax.parallel import mesh
 from dnal_jax.search import channel_gates
-from dnal_jax.search.budget import Budget, Target
+from dnal_jax.search.budget import Budget, Scores, Target
 from dnal_jax.training import advice, evaluate
 from dnal_jax.training.stages import Cut
 
@@ -118,30 +118,32 @@ def prune_model(
   batch_stats: Any,
   cut: Cut,
   *,
+  scores: Scores | None = None,
   evaluator: evaluate.Evaluator,
   on_decision: Callable[[nn.Keep], None],
 ) -> Pruned:
   """Prunes to the gates above the threshold at the search's last delta, and to
-  widths that are multiples (`channel_gates.hard_gates`).
+  widths that are multiples (`channel_gates.hard_gates`); with a target, to what
+  this allows, in the order of `scores`, or of the gates if they are None.
 
   `on_decision` is called with the channels to keep before anything is built of
   them, so that they are on disk even if that fails.
 
   Raises:
-    UserError: closed gates keep the image from the classifier, or most gates
+    SearchFailed: closed gates keep the image from the classifier, or most gates
       are undecided.
     RuntimeError: the pruned and the masked network are not the same function.
   """
-  gates, soft, keep, closed, small = _decide(model, gate_logits, cut)
+  gates, soft, keep, closed, small = _decide(model, gate_logits, cut, scores)
   on_decision(keep)
   if closed:
     cause, fix = advice.why_all(soft, closed, cut)
-    raise errors.UserError(
+    raise errors.SearchFailed(
       f'every channel would be pruned of {", ".join(closed)}, which nothing'
       f' bypasses, so no image would reach the classifier: {cause}.'
       f' {advice.AGAIN} with {fix}'
     )
-  if not cut.search.target:  # which is met by ranking channels
+  if not cut.target:  # which is met by ranking channels
     advice.check_decided(soft, cut)
   masked = {'params': params, 'batch_stats': batch_stats, 'gates': gates}
   pruned = surgery.prune_variables(masked, model.graph, small.graph)
@@ -160,11 +162,20 @@ class _Decision(NamedTuple):
   small: PrunableModel  # with these channels
 
 
-def _decide(model: PrunableModel, gate_logits: Any, cut: Cut) -> _Decision:
-  delta_end = cut.search.delta_end
-  assert delta_end is not None
-  budget = model.budget(cut.search.target)
+def _decide(
+  model: PrunableModel,
+  gate_logits: Any,
+  cut: Cut,
+  scores: Scores | None = None,
+) -> _Decision:
+  budget, soft = model.budget(cut.target), {}
+  if cut.search is not None:
+    soft = jax.jit(channel_gates.soft_gates)(gate_logits, cut.search.delta_end)
+    soft = channel_gates.by_path(jax.device_get(soft))
   if budget is None:
+    delta_end = cut.searched.delta_end
+    assert delta_end is not None
+    assert cut.threshold is not None
     hard = partial(
       channel_gates.hard_gates,
       delta_end=delta_end,
@@ -173,13 +184,11 @@ def _decide(model: PrunableModel, gate_logits: Any, cut: Cut) -> _Decision:
     )
     gates = jax.jit(hard)(gate_logits)
   else:
-    scores = jax.device_get(channel_gates.by_path(gate_logits))
-    kept = budget.decide(scores, cut.multiple)
+    by_gates: Scores = jax.device_get(channel_gates.by_path(gate_logits))
+    kept = budget.decide(scores or by_gates, cut.multiple)
     gates = trees.unflatten(
       {f'{path}/g': mask.astype(np.float32) for path, mask in kept.items()}
     )
-  soft = jax.jit(channel_gates.soft_gates)(gate_logits, delta_end)
-  soft = channel_gates.by_path(jax.device_get(soft))
   return _Decision(gates, soft, *_keeping(model, gates))
 
 

@@ -15,6 +15,7 @@ from dnal_jax import errors, limits
 from dnal_jax.limits import Range
 from dnal_jax.search import channel_gates
 from dnal_jax.search.budget import Target
+from dnal_jax.search.ranking import Ranking
 from dnal_jax.training.optimizer import ParamGroup
 
 
@@ -43,6 +44,12 @@ class Stage:
   penalty: Annotated[float | None, Range(min=0)] = 0.0
   # On entry, channels whose gates are not above it are pruned.
   gate_threshold: Annotated[float | None, Range(above=0, below=1)] = None
+  # What channels are ranked by that are pruned on entry: gates of the search
+  # before, or without a search (ours; `search/ranking.py`).
+  prune_by: Ranking = 'gates'
+  # What the pruned network may cost; for gates without it, the target of their
+  # search (ours).
+  prune_to: Target = dataclasses.field(default_factory=Target)
   # Pruned widths are rounded up to multiples of it.
   channel_multiple: Annotated[int, Range(min=1)] = 1
   # Share of the target that is spread over all classes.
@@ -75,13 +82,28 @@ class Stage:
       raise ValueError(
         f'target is {self.target}, but the stage does not search: set delta_end'
       )
-    prunes_only = self.gate_threshold is not None and not self.searches
+    if bool(self.prune_to) < (self.prune_by != 'gates'):
+      raise ValueError(
+        f"prune_by is '{self.prune_by}', and prune_to has no value: set, for"
+        ' half of the multiply-adds, prune_to.macs to 0.5'
+      )
+    if self.prune_to and not self.prunes:
+      raise ValueError(
+        f'prune_to is {self.prune_to}, but the stage does not prune: set'
+        ' gate_threshold or prune_by'
+      )
+    prunes_only = self.prunes and not self.searches
     least = 0 if prunes_only else 1
     if self.epochs < least:
       raise ValueError(
         f'epochs is {self.epochs}; it must be at least {least}. To leave the'
         " stage out, take its name out of 'order'"
       )
+
+  @property
+  def prunes(self) -> bool:
+    """Whether channels are pruned on entry."""
+    return self.gate_threshold is not None or self.prune_by != 'gates'
 
   @property
   def searches(self) -> bool:
@@ -125,39 +147,63 @@ def validate(stages: tuple[Stage, ...]) -> None:
   """Checks what no stage can check alone.
 
   Raises:
-    UserError: a stage prunes, and no stage before it searched.
+    UserError: a stage prunes by gates, and no stage before it searched; or the
+      first stage prunes by weights, which nothing has trained.
   """
   searched = False
   for stage in stages:
-    if stage.gate_threshold is not None and not searched:
+    if stage.prunes and stage.prune_by == 'gates' and not searched:
       raise errors.UserError(
         f"stage '{stage.name}' prunes, but no stage before it searches: put a"
         ' stage with delta_end before it, or drop its gate_threshold'
       )
-    searched = stage.searches or (searched and stage.gate_threshold is None)
+    searched = stage.searches or (searched and not stage.prunes)
+  first = stages[0]
+  if first.prune_by not in ('gates', 'uniform'):
+    raise errors.UserError(
+      f"stage '{first.name}' prunes by '{first.prune_by}', but no stage before"
+      " it trains weights; put one before it, or prune by 'uniform'"
+    )
 
 
-def ends_warmup(stages: tuple[Stage, ...], index: int) -> bool:
-  """Whether the first search of a run follows on stage number `index`."""
-  searches = [stage.searches for stage in stages]
-  return searches[index + 1] and not any(searches[: index + 1])
+def after_warmup(stages: tuple[Stage, ...]) -> int:
+  """The number of the first stage that searches, or prunes what was trained;
+  that of all stages if none does."""
+  for index, stage in enumerate(stages):
+    if stage.searches or (stage.prunes and index):
+      return index
+  return len(stages)
 
 
 class Cut(NamedTuple):
-  """What is pruned on entry of a stage, by the gates of a search before it."""
+  """What is pruned on entry of a stage."""
 
-  search: Stage
-  threshold: float  # channels with gates above it are kept
+  search: Stage | None  # the last one before it, if its gates decide
+  by: Ranking
+  target: Target  # what the pruned network may cost
+  threshold: float | None  # without a target, gates above it are kept
   multiple: int  # of which the widths kept are made multiples
   stages_ahead: int  # 1: on entry of the next stage
 
+  @property
+  def searched(self) -> Stage:
+    """The search whose gates decide."""
+    assert self.search is not None, self.by
+    return self.search
+
 
 def next_cut(stages: tuple[Stage, ...], here: int) -> Cut | None:
-  """The next pruning by the last search among the stages up to number `here`;
-  None if there is none."""
+  """The next pruning behind stage number `here` for which all is there: gates
+  that were searched up to it, or weights; None if there is none."""
   searches = [s for s in stages[: here + 1] if s.searches]
   for ahead, stage in enumerate(stages[here + 1 :], 1):
-    if stage.gate_threshold is not None and searches:
-      multiple = stage.channel_multiple
-      return Cut(searches[-1], stage.gate_threshold, multiple, ahead)
+    by_gates = stage.prune_by == 'gates'
+    if stage.prunes and (searches or not by_gates):
+      search = searches[-1] if by_gates else None
+      target = stage.prune_to or (search.target if search else Target())
+      return Cut(
+        *(search, stage.prune_by, target, stage.gate_threshold),
+        multiple=stage.channel_multiple,
+        stages_ahead=ahead,
+      )
   return None

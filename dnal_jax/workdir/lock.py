@@ -204,9 +204,9 @@ class Lock:
         raise self._in_use(now)
     return True
 
-  def _in_use(self, other: Holder | None) -> errors.UserError:
+  def _in_use(self, other: Holder | None) -> errors.InUse:
     who = other.describe() if other else 'another process that is just starting'
-    return errors.UserError(
+    return errors.InUse(
       f"'{self._workdir}' is in use by {who}; wait for that run or stop it, or"
       ' choose another --workdir'
     )

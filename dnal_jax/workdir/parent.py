@@ -1,7 +1,9 @@
 """The network that a run begins with, from the folder of another run.
 
-at 'warmup'  DIR/warmup, the full network with which that run's search began
-at 'end'     DIR, the network with which that run ended, pruned or not
+at 'warmup'        DIR/warmup, the full network that the run has warmed up; DIR
+                   of a run that did nothing else
+at 'end'           DIR, the network with which the run ended, pruned or not
+at 'architecture'  the channels of that network, without its weights
 """
 
 from collections.abc import Mapping
@@ -24,7 +26,8 @@ class Parent(NamedTuple):
   """What a run begins with."""
 
   keep: nn.Keep  # the channels that are left; {} for all
-  # Without the last layer, where that is of other classes.
+  # What it has trained: all, or all but the last layer, if that is of other
+  # classes, or nothing.
   variables: dict[str, Any]
   new_head: bool
 
@@ -40,6 +43,8 @@ def read(config: RunConfig, contents: Contents) -> Parent:
   assert config.init_from is not None
   workdir, at = paths.local('init_from', config.init_from), config.init_at
   folder = workdir / WARMUP if at == 'warmup' else workdir
+  if at == 'warmup' and not folder.is_dir() and _warmed_up_only(workdir):
+    folder = workdir
   if not folder.is_dir():
     raise errors.UserError(
       f"init_from is '{workdir}', but there is no folder '{folder}'; a run"
@@ -53,6 +58,8 @@ def read(config: RunConfig, contents: Contents) -> Parent:
   full = walk.graph_of(config.build(), config.image_shape).gates
   left = walk.graph_of(model.net, config.image_shape).gates
   keep = {} if left == full else {gate: left.get(gate, ()) for gate in full}
+  if at == 'architecture':
+    return Parent(keep, {}, new_head=False)
   variables = trees.flatten(jax.device_get(model.variables))
   if not same_classes:
     variables = {
@@ -61,6 +68,15 @@ def read(config: RunConfig, contents: Contents) -> Parent:
       if not path.startswith('params/head/logits/')
     }
   return Parent(keep, trees.unflatten(variables), not same_classes)
+
+
+def _warmed_up_only(workdir: pathlib.Path) -> bool:
+  """Whether the folder is of a finished run that has not pruned its network."""
+  path = workdir / 'result.json'
+  if not path.exists():
+    return False
+  result = json_files.read_json(path)
+  return isinstance(result, Mapping) and result.get('learned', True) is None
 
 
 def _check_network(folder: pathlib.Path, config: RunConfig) -> None:

@@ -168,7 +168,8 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
 def _target(
   config: RunConfig, model: PrunableModel, learned: exact.Counts | None
 ) -> dict[str, dict[str, float]] | None:
-  targets = [stage.target for stage in config.stages if stage.target]
+  given = [t for s in config.stages for t in (s.prune_to, s.target)]
+  targets = [target for target in given if target]
   if learned is None or not targets:
     return None
   budget = targets[-1].budget(model.full_graph, model.full_graph)
