@@ -6,7 +6,7 @@ SCRIPTS := $(wildcard .ci/* benchmarks/*.sh launch/*.sh tests/stand_ins/*/*)
 .PHONY: demo test test-long check wheel notebooks docs clean
 
 demo: .venv/installed
-	$(BIN)/python -m dnal_jax.main --config=configs/quickstart.py --config.target.macs=0.1 --workdir=runs/demo
+	$(BIN)/python -m dnal_jax.main --config=configs/quickstart.py --config.target.macs=0.1 --uniform --workdir=runs/demo
 
 # The checks run beside the tests, which do not use two cores all of the time.
 test: .venv/dev

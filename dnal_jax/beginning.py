@@ -97,7 +97,7 @@ def _pruned_if_asked(
       variables = {'params': params, 'batch_stats': batch_stats, 'gates': gates}
       scores = importance.scores(
         *(cut.by, model.net, variables, budget, r.source),
-        first_step=run.steps_done,
+        first_step=run.steps_of_stages,
       )
     pruned = prune.prune_model(
       *(model, params, gate_logits, batch_stats, cut),
@@ -129,7 +129,7 @@ def _recalibrated(
   """The pruned network's statistics of BatchNorm, renewed."""
   net, variables = pruned.model.net, pruned.variables
   batch_stats = recalibrate.renewed_statistics(
-    net, variables, r.source, first_step=run.steps_done, batches=batches
+    net, variables, r.source, first_step=run.steps_of_stages, batches=batches
   )
   variables = {**variables, 'batch_stats': batch_stats}
   top1 = r.evaluator(net, variables, 'validation')['top1']

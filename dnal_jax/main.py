@@ -14,15 +14,16 @@ if __name__ == '__main__':  # before the other imports, which take seconds
   streams.prepare()
   signals.listen()
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import pathlib
 import shlex
 import sys
+from typing import Any
 
 from absl import flags
 
 from dnal_jax import cli, errors, paths, train
-from dnal_jax.config import parse_config
+from dnal_jax.config import RunConfig, parse_config
 from dnal_jax.data import cache
 from dnal_jax.models import zoo
 from dnal_jax.parallel import compile_cache, processes
@@ -37,6 +38,14 @@ _WORKDIR = flags.DEFINE_string(
   None,
   'Run directory, for checkpoints, metrics and the result; the run that it'
   ' holds is resumed.',
+  flag_values=FLAGS,
+)
+_UNIFORM = flags.DEFINE_bool(
+  'uniform',
+  False,
+  'With a target: also train a network of the same cost that has the same share'
+  ' of channels everywhere, for as many epochs, in DIR/uniform, and print its'
+  ' accuracy beside.',
   flag_values=FLAGS,
 )
 _DISTRIBUTED = flags.DEFINE_enum(
@@ -75,9 +84,45 @@ def body(argv: Sequence[str]) -> None:
     num_processes=_PROCESSES.value,
     process_id=_PROCESS.value,
   )
-  result = train.run(parse_config(config), config, workdir)
+  parsed = parse_config(config)
+  uniform = _uniform_config(parsed) if _UNIFORM.value else None
+  result = train.run(parsed, config, workdir)
   print(result_file.closing_table(result))
+  if uniform is not None:
+    print()
+    found = train.run(parse_config(uniform), uniform, workdir / 'uniform')
+    print(_beside(result, found))
   print(_next_commands(workdir, result['network']))
+
+
+def _uniform_config(run: RunConfig) -> dict[str, Any]:
+  """Of the uniformly narrower network that is trained beside a run.
+
+  Raises:
+    UserError: the run has no target, or its config no variant for this.
+  """
+  if not any(stage.target for stage in run.stages):
+    raise errors.UserError(
+      '--uniform is for a run with a target, such as --config.target.macs=0.5'
+    )
+  config = cli.config_of_variant('uniform')
+  config['epochs_scale'] = 1.0
+  epochs = sum(stage.epochs for stage in run.stages)
+  config['stages']['baseline']['epochs'] = epochs
+  return config
+
+
+def _beside(result: Mapping[str, Any], uniform: Mapping[str, Any]) -> str:
+  """The accuracies of both, on test and validation."""
+  lines = []
+  for name, one in (('searched', result), ('uniform', uniform)):
+    final, test = one['top1']['final'], one['test_top1']
+    lines.append(
+      f'{name:18}{one["learned"]["macs"]:>12,} macs'
+      f'{one["learned"]["params"]:>12,} params   validation'
+      f' {result_file.percent(final)}   test {result_file.percent(test)}'
+    )
+  return '\n'.join(lines)
 
 
 def _next_commands(workdir: pathlib.Path, network: str) -> str:

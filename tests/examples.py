@@ -138,6 +138,8 @@ def check_command(command: str, folder: pathlib.Path) -> None:
 def check_module(name: str, arguments: list[str]) -> None:
   """Parses the flags of a command, and its config with all overrides."""
   module = importlib.import_module(name)
+  if hasattr(module, '__path__'):
+    module = importlib.import_module(f'{name}.__main__')
   config = None
 
   def body(argv):

@@ -27,7 +27,7 @@ DEMO = '--config.target.macs=0.1'
 def demo(tmp_path_factory):
   """The demo, undisturbed: (folder, what it printed)."""
   workdir = tmp_path_factory.mktemp('demo') / 'run'
-  return workdir, succeed(workdir, DEMO)
+  return workdir, succeed(workdir, DEMO, '--uniform')
 
 
 @pytest.mark.slow
@@ -39,9 +39,8 @@ def test_demo_learns_a_small_network(demo):
   limit = got['baseline']['macs'] // 10
   assert 0.99 * limit <= got['learned']['macs'] <= limit
   makefile = (ROOT / 'Makefile').read_text()
-  assert (
-    f'--config=configs/quickstart.py {DEMO} --workdir=runs/demo' in makefile
-  )
+  flags = f'{DEMO} --uniform --workdir=runs/demo'
+  assert f'--config=configs/quickstart.py {flags}' in makefile
   assert got['top1']['final'] >= got['top1']['warmup'] - 0.01
   assert got['top1']['pruned'] == got['top1']['compact']
   assert got['test_top1'] > 0.95
@@ -50,6 +49,25 @@ def test_demo_learns_a_small_network(demo):
   for command in ('summary', 'predict'):
     assert f'-m dnal_jax.{command} {workdir}' in printed
   assert len(metrics(workdir)) == 50
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('demo')
+def test_a_uniform_network_of_the_same_cost_stands_beside(demo):
+  """Trained for as many epochs."""
+  workdir, printed = demo
+  mine, uniform = result(workdir), result(workdir / 'uniform')
+  epochs = [sum(s['epochs'] for s in one['stages']) for one in (mine, uniform)]
+  assert epochs == [50, 50]
+  limit = mine['target']['macs']['limit']
+  assert uniform['target']['macs']['limit'] == limit
+  assert 0.99 * limit <= uniform['learned']['macs'] <= limit
+  shares = [left / full for full, left in uniform['widths'].values()]
+  assert max(shares) - min(shares) < 0.05
+  for name, one in (('searched', mine), ('uniform', uniform)):
+    (line,) = re.findall(rf'^{name} .*$', printed, re.M)
+    assert f' {one["learned"]["macs"]:,} macs' in line
+    assert line.endswith(f'test {one["test_top1"]:.2%}')
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ def test_flags_in_the_text():
   check_module('dnal_jax.main', [*base, *targets])
   sources = [
     *(ROOT / 'dnal_jax').glob('*.py'),
+    ROOT / 'dnal_jax/compare/__main__.py',
     *(ROOT / 'benchmarks').glob('*'),
     *(ROOT / 'launch').glob('*'),
   ]

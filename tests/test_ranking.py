@@ -1,9 +1,11 @@
 """Rankings of channels without a search."""
 
+from commands import metrics, result
+import in_process
 import numpy as np
 import pytest
 
-from dnal_jax import trees
+from dnal_jax import errors, trees
 from dnal_jax.graph import surgery, walk
 from dnal_jax.models import zoo
 from dnal_jax.search import ranking
@@ -119,3 +121,90 @@ def test_taylor_divides_by_what_a_channel_costs():
     less[gate][0] = 0
     price = (cost(gates) - cost(less)) / budget.limits[0]
     np.testing.assert_allclose(scores[gate][0] * price, 1, rtol=1e-4)
+
+
+RANKED = (
+  "--config.order=('warmup','finetune')",
+  '--config.stages.warmup.epochs=1',
+  '--config.stages.finetune.epochs=1',
+  '--config.stages.finetune.prune_by=taylor',
+  '--config.stages.finetune.prune_to.macs=0.1',
+)
+
+
+@pytest.mark.slow
+def test_a_run_without_a_search(tmp_path):
+  """From the warm-up to a small network, by Taylor scores."""
+  in_process.run(tmp_path, *RANKED)
+  got = result(tmp_path)
+  assert 0.99 < got['learned']['macs'] / got['target']['macs']['limit'] <= 1
+  assert got['top1']['pruned'] == got['top1']['compact']
+  assert [row['stage'] for row in metrics(tmp_path)] == ['warmup', 'finetune']
+
+
+@pytest.mark.long
+def test_without_a_search_from_the_warmup_of_another_run(tmp_path):
+  """Killed behind the cut, on the way from a warm-up of its own and from that
+  of another run: the same files."""
+  whole = tmp_path / 'whole'
+  in_process.run(whole, *RANKED)
+  for name, flags in (
+    ('killed', RANKED),
+    ('begun', (*RANKED, f'--config.init_from={whole}')),
+  ):
+    at = in_process.at_line('finetune 1/', in_process.kill)
+    with at, pytest.raises(in_process.Killed):
+      in_process.run(tmp_path / name, *flags)
+    in_process.run(tmp_path / name, *flags)
+    got, again = result(whole), result(tmp_path / name)
+    for key in ('widths', 'top1', 'test_top1', 'target'):
+      assert again[key] == got[key], key
+    weights = 'model/variables.safetensors'
+    assert (whole / weights).read_bytes() == (
+      tmp_path / name / weights
+    ).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_uniform_network_from_the_start(tmp_path):
+  """With the initial weights of a network of its size; and its channels are
+  those with which another run may begin."""
+  flags = '--config.target.params=0.2', '--config.stages.baseline.epochs=1'
+  in_process.run(tmp_path / 'uniform', *flags, variant='uniform')
+  got = result(tmp_path / 'uniform')
+  assert 0.99 < got['learned']['params'] / got['target']['params']['limit'] <= 1
+  shares = [left / full for full, left in got['widths'].values()]
+  assert max(shares) - min(shares) < 0.05
+  in_process.run(
+    *(tmp_path / 'again', '--config.stages.baseline.epochs=1'),
+    f'--config.init_from={tmp_path / "uniform"}',
+    '--config.init_at=architecture',
+    variant='baseline',
+  )
+  again = result(tmp_path / 'again')
+  for key in ('widths', 'top1', 'test_top1'):
+    assert again[key] == got[key], key
+
+
+def test_what_cannot_be_ranked_is_refused(tmp_path):
+  prune_to = '--config.stages.finetune.prune_to.macs=0.1'
+  for flags, message in (
+    (['--config.stages.finetune.prune_by=taylor'], 'prune_to has no value'),
+    (['--config.stages.finetune.prune_by=tailor'], "did you mean 'taylor'"),
+    (
+      [
+        *("--config.order=('finetune',)", prune_to),
+        '--config.stages.finetune.prune_by=scale',
+      ],
+      "prunes by 'scale', but no stage before it trains weights",
+    ),
+    (
+      ['--config.stages.finetune.prune_to.macs=1e-5'],
+      'prune_to.macs is 1e-05, but .* cannot have less than 1,522 macs',
+    ),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      in_process.run(tmp_path / 'run', *flags)
+  with pytest.raises(errors.UserError, match='prune_to has no value'):
+    in_process.run(tmp_path / 'run', variant='uniform')
+  assert not (tmp_path / 'run').exists()

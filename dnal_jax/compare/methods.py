@@ -90,16 +90,20 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
+_OURS: set[str] = set()
 
 
 def register(method: Method) -> None:
-  """Makes a method known by its name.
+  """Makes a method known by its name; one of yours takes the place of another,
+  as config files are read several times.
 
   Raises:
-    UserError: another method has the name.
+    UserError: a method of the library has the name.
   """
-  if METHODS.get(method.name, method) != method:
-    raise errors.UserError(f"there is another method '{method.name}'; rename")
+  if method.name in _OURS:
+    raise errors.UserError(
+      f"'{method.name}' is a method of dnal_jax; give yours another name"
+    )
   METHODS[method.name] = method
 
 
@@ -191,3 +195,4 @@ for _method in (
   ),
 ):
   register(_method)
+_OURS |= set(METHODS)

@@ -93,6 +93,11 @@ class RunState:
     return self.stage_first_step + self.stage_steps_done
 
   @property
+  def steps_of_stages(self) -> int:
+    """In all stages that have begun, at the end of the last of them."""
+    return sum(stage.steps for stage in self.result.stages)
+
+  @property
   def number(self) -> int:
     """Of its checkpoint: the beginning of a stage has one of its own, as each
     of the stage's steps has."""
