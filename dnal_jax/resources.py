@@ -13,6 +13,7 @@ from dnal_jax import errors
 from dnal_jax.config import RunConfig
 from dnal_jax.data import sources
 from dnal_jax.parallel import mesh, processes, stopping
+from dnal_jax.training import stages
 from dnal_jax.training.evaluate import Evaluator
 from dnal_jax.workdir import parent
 from dnal_jax.workdir.checkpoint import Checkpoints
@@ -78,6 +79,9 @@ def open_resources(
     is_new = not (workdir / 'config.json').exists()
     if config.init_from is not None and is_new:
       parent.read(config, source.contents)
+    for stage in config.stages if is_new else ():
+      if stage.distill.teacher != stages.WARMUP:
+        parent.read_teacher(config, stage.distill.teacher, workdir)
     writer = files.enter_context(
       open_writer(
         config, config_dict, workdir, source.contents, source.steps_per_epoch

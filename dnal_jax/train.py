@@ -29,7 +29,7 @@ from dnal_jax.training.profiler import Profiler
 from dnal_jax.training.progress_bar import ProgressBar, show
 from dnal_jax.training.prune import PrunableModel
 from dnal_jax.training.train_state import TrainState
-from dnal_jax.workdir import layout, result_file
+from dnal_jax.workdir import layout, parent, result_file
 from dnal_jax.workdir.run_state import RunState
 
 
@@ -133,6 +133,7 @@ def _compile(
     first_step=run.stage_first_step,
     grad_accum_steps=r.config.grad_accum_steps,
     budget=model.budget(stage.target),
+    teacher=parent.read_teacher(r.config, stage.distill.teacher, r.workdir),
   )
 
 

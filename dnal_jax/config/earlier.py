@@ -6,7 +6,12 @@ from typing import Any
 from dnal_jax.config.keys import RENAMED_KEYS
 
 # Keys that earlier configs did not have, with what they meant.
-_ADDED = {'epochs_scale': 1.0, 'init_at': 'warmup'}
+_NO_TEACHER = {'teacher': None, 'weight': 0.5, 'temperature': 2.0}
+_ADDED = {
+  'epochs_scale': 1.0,
+  'init_at': 'warmup',
+  'distill': _NO_TEACHER,
+}
 _ADDED_TO_A_SEARCH = {'delta_by': 'epoch'}
 _NO_TARGET = {'macs': None, 'params': None}
 _ADDED_TO_A_CUT = {
@@ -14,6 +19,7 @@ _ADDED_TO_A_CUT = {
   'prune_by': 'gates',
   'prune_to': _NO_TARGET,
 }
+_MAY_HAVE_A_TEACHER = ('finetune', 'baseline')
 
 
 def in_todays_keys(config: Any) -> Any:
@@ -28,7 +34,7 @@ def in_todays_keys(config: Any) -> Any:
   stages = config.get('stages')
   if isinstance(stages, dict):
     in_epochs = 'epochs_scale' not in config
-    stages = {name: _stage(s, in_epochs) for name, s in stages.items()}
+    stages = {n: _stage(n, s, in_epochs) for n, s in stages.items()}
   return {**_ADDED, **config, 'stages': stages}
 
 
@@ -40,7 +46,7 @@ def _renamed(value: Any) -> Any:
   }
 
 
-def _stage(stage: Any, in_epochs: bool) -> Any:
+def _stage(name: str, stage: Any, in_epochs: bool) -> Any:
   if not isinstance(stage, dict) or not isinstance(stage.get('train'), dict):
     return stage
   groups = stage['train']
@@ -54,6 +60,7 @@ def _stage(stage: Any, in_epochs: bool) -> Any:
   added = {
     **(_ADDED_TO_A_SEARCH if 'delta_end' in stage else {}),
     **(_ADDED_TO_A_CUT if 'gate_threshold' in stage else {}),
+    **({'distill': _NO_TEACHER} if name in _MAY_HAVE_A_TEACHER else {}),
   }
   return {**added, **stage, 'train': groups}
 

@@ -20,7 +20,9 @@ from dnal_jax.training import stages
 from dnal_jax.training.optimizer import assign_groups
 
 # Keys at the top of a config that stages refer to: one flag sets all of them.
-_SHARED = ('penalty', 'target', 'label_smoothing', 'ema', 'nesterov')
+_SHARED = (
+  *('penalty', 'target', 'distill', 'label_smoothing', 'ema', 'nesterov'),
+)
 
 
 @dataclasses.dataclass(frozen=True)

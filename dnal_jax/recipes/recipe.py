@@ -42,6 +42,13 @@ def base_config(network: str, data: Mapping[str, Any]) -> ConfigDict:
       # What the network may cost, in place of a penalty: up to 1 a share of the
       # full network, above 1 a number. None: no target.
       'target': {'macs': placeholder(float), 'params': placeholder(float)},
+      # A teacher of the fine-tuning and of the baseline: 'warmup', or the
+      # folder of a run. None: no teacher.
+      'distill': {
+        'teacher': placeholder(str),
+        'weight': 0.5,
+        'temperature': 2.0,
+      },
     }
   )
 
@@ -87,6 +94,7 @@ def add_stages(
       'search': _searching(config, weight_decay, search, to_target),
       'finetune': {
         **weights(*finetune),
+        'distill': _references(config.distill),
         'gate_threshold': 0.9,
         'prune_by': 'gates',
         # In place of the search's target, or for other rankings than by gates.
@@ -97,6 +105,7 @@ def add_stages(
       },
       'baseline': {
         **weights(*baseline),
+        'distill': _references(config.distill),
         **(_narrowing(config) if variant == 'uniform' else {}),
       },
     }
@@ -123,14 +132,12 @@ def _training_weights(
 
 
 def _narrowing(config: ConfigDict) -> dict[str, Any]:
-  return {'prune_by': 'uniform', 'prune_to': _target(config)}
+  return {'prune_by': 'uniform', 'prune_to': _references(config.target)}
 
 
-def _target(config: ConfigDict) -> dict[str, Any]:
-  """References to the target at the top of the config."""
-  target = config.target
-  assert isinstance(target, ConfigDict)
-  return {kind: target.get_ref(kind) for kind in target}
+def _references(group: Any) -> dict[str, Any]:
+  """To the values of a group at the top of a config."""
+  return {key: group.get_ref(key) for key in group}
 
 
 def _searching(
@@ -154,7 +161,7 @@ def _searching(
     'delta_end': 300.0 if to_target else 1e4,
     'delta_by': 'step' if to_target else 'epoch',
     'penalty': config.get_ref('penalty'),
-    'target': _target(config),
+    'target': _references(config.target),
     'label_smoothing': config.get_ref('label_smoothing'),
     'train': groups,
   }

@@ -70,6 +70,7 @@ class AotCompiler:
         first_step=0,  # an argument: any value gives the same program
         grad_accum_steps=self._config.grad_accum_steps,
         budget=stage.target.budget(self._graph, self._graph),
+        teacher=self._teacher(stage),
       )
       state = loop.state_shapes(stage, self._graph.shapes)
       lowered = program.lower(state, inputs.input_shapes())
@@ -81,6 +82,12 @@ class AotCompiler:
         continue
       compiled[key] = row | self._compile(stage, lowered, batch)
       yield compiled[key]
+
+  def _teacher(self, stage: Stage) -> tuple[Any, Any]:
+    """The full network stands for any teacher."""
+    if stage.distill.teacher is None:
+      return None, None
+    return self._net, mesh.replicated_shapes(self._graph.shapes)
 
   def _compile(
     self, stage: Stage, lowered: jax.stages.Lowered, batch: int

@@ -44,20 +44,25 @@ class CompiledStage:
     first_step: int,  # of the stage, in the run
     grad_accum_steps: int = 1,  # parts of a batch, one after the other
     budget: Budget | None = None,  # of a stage with a target
+    teacher: tuple[Any, Any] = (None, None),  # a network and its variables
   ):
+    teacher_net, teacher_variables = teacher
+
     def train(state, inputs, arguments):
-      first_step, hyperparams = arguments
+      first_step, hyperparams, teacher_variables = arguments
       batch = source.train_batch(inputs, first_step + state.step)
       batch = mesh.batch_sharded(batch)
       state_and_metrics = step.train_step(
         state,
         batch._replace(image=batch.image.astype(dtype)),
         hyperparams,
+        teacher_variables,
         net=net,
         stage=stage,
         steps_per_epoch=source.steps_per_epoch,
         grad_accum_steps=grad_accum_steps,
         budget=budget,
+        teacher_net=teacher_net,
       )
       return mesh.replicated(state_and_metrics)
 
@@ -67,11 +72,12 @@ class CompiledStage:
       return values, channel_gates.count_by_state(values)
 
     self._stage, self._first_step = stage, first_step
+    self._teacher_variables = teacher_variables
     self.sizer = CallSizer(source.steps_per_call)
     self._gates = jax.jit(gates)
     most = source.steps_per_call
     steps = _several(train, most) if most > 1 else _one(train)
-    # (state, inputs, n, (first_step, hyperparams)) -> state after n steps, and
+    # (state, inputs, n, `_arguments`) -> state after n steps, and
     # metrics [most] of which the first n are filled in. Donates the state.
     self._steps = jax.jit(steps, donate_argnums=0)
     self._argument_shapes: Any = None  # of (state, inputs)
@@ -98,8 +104,9 @@ class CompiledStage:
     """The compiled program of the steps; after the first call."""
     return self.lower(*self._argument_shapes).compile().as_text() or ''
 
-  def _arguments(self, epoch: int) -> tuple[int, StepHyperparams]:
-    return self._first_step, self._stage.hyperparams(epoch)
+  def _arguments(self, epoch: int) -> tuple[int, StepHyperparams, Any]:
+    hyperparams = self._stage.hyperparams(epoch)
+    return self._first_step, hyperparams, self._teacher_variables
 
 
 class CallSizer:

@@ -18,6 +18,8 @@ from dnal_jax.search.budget import Target
 from dnal_jax.search.ranking import Ranking
 from dnal_jax.training.optimizer import ParamGroup
 
+WARMUP = 'warmup'  # the teacher that the run itself has trained
+
 
 class StepHyperparams(NamedTuple):
   """The numbers that a train step takes as arguments, in one epoch."""
@@ -28,6 +30,20 @@ class StepHyperparams(NamedTuple):
   # Of a stage that changes by the step (`Stage.by_step`), else None.
   epochs: int | None = None
   delta_end: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+  """A second loss, by the logits of a teacher (ours): (1 - weight) * the
+  cross-entropy + weight * `losses.distillation`. No teacher: no second loss."""
+
+  # 'warmup', what the run's own warm-up has trained; or the folder of a run.
+  teacher: str | None = None
+  weight: Annotated[float, Range(above=0, max=1)] = 0.5
+  temperature: Annotated[float, Range(above=0)] = 2.0
+
+  def __post_init__(self):
+    limits.check(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +80,9 @@ class Stage:
   delta_by: Literal['epoch', 'step'] = 'epoch'
   # In place of the penalty: what the network may cost in the end (ours).
   target: Target = dataclasses.field(default_factory=Target)
+
+  # Whether a teacher has a part in the loss (ours).
+  distill: Distill = dataclasses.field(default_factory=Distill)
 
   def __post_init__(self):
     limits.check(self)
@@ -147,8 +166,9 @@ def validate(stages: tuple[Stage, ...]) -> None:
   """Checks what no stage can check alone.
 
   Raises:
-    UserError: a stage prunes by gates, and no stage before it searched; or the
-      first stage prunes by weights, which nothing has trained.
+    UserError: a stage prunes by gates, and no stage before it searched; the
+      first stage prunes by weights, which nothing has trained; or a stage is to
+      learn from a warm-up that is not before it.
   """
   searched = False
   for stage in stages:
@@ -158,6 +178,12 @@ def validate(stages: tuple[Stage, ...]) -> None:
         ' stage with delta_end before it, or drop its gate_threshold'
       )
     searched = stage.searches or (searched and not stage.prunes)
+  for stage in stages[: after_warmup(stages)]:
+    if stage.distill.teacher == WARMUP:
+      raise errors.UserError(
+        f"stage '{stage.name}' has the teacher '{WARMUP}', but is not behind a"
+        ' warm-up; name the folder of a run, or put a search between'
+      )
   first = stages[0]
   if first.prune_by not in ('gates', 'uniform'):
     raise errors.UserError(

@@ -17,7 +17,7 @@ from dnal_jax.data.batches import Batch
 from dnal_jax.search import channel_gates
 from dnal_jax.search.budget import Budget, next_multipliers
 from dnal_jax.training import optimizer
-from dnal_jax.training.losses import cross_entropy
+from dnal_jax.training.losses import cross_entropy, distillation
 from dnal_jax.training.stages import Stage, StepHyperparams
 from dnal_jax.training.train_state import TrainState, flat_leaves, split_trained
 
@@ -29,15 +29,18 @@ def train_step(
   state: TrainState,
   batch: Batch,
   hyperparams: StepHyperparams,
+  teacher_variables: Any = None,
   *,
   net: Any,
   stage: Stage,
   steps_per_epoch: int,
   grad_accum_steps: int = 1,
   budget: Budget | None = None,  # of a stage with a target
+  teacher_net: Any = None,  # of a stage with a teacher
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of any stage: loss = cross-entropy + lambda * penalty, with the
-  stage's `hyperparams` of the epoch; with a target, its penalty instead.
+  stage's `hyperparams` of the epoch; with a target, its penalty instead; with a
+  teacher, which predicts as in evaluation, a second term (`stages.Distill`).
 
   With `grad_accum_steps` N the batch is processed in N parts, one after the
   other, which takes 1/N of the memory for feature maps: gradients and updates
@@ -67,6 +70,7 @@ def train_step(
     net=net,
     stage=stage,
     budget=budget,
+    teacher=(teacher_net, teacher_variables),
   )
   gradients = partial(jax.grad(loss, has_aux=True), trained)
   grads, batch_stats, metrics = _in_parts(gradients, batch, grad_accum_steps)
@@ -145,6 +149,7 @@ def _loss(
   net: Any,
   stage: Stage,
   budget: Budget | None,
+  teacher: tuple[Any, Any],  # a network and its variables
 ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
   """The loss as a function of the leaves that train; beside it the updated
   statistics and the metrics."""
@@ -170,6 +175,12 @@ def _loss(
     'correct': (logits.argmax(-1) == batch.label).sum(),
     'gate_sum': gate_sum,
   }
+  if stage.distill.teacher is not None:
+    teacher_net, variables = teacher
+    wanted = teacher_net.apply(variables, batch.image)
+    distill = stage.distill
+    learned = distillation(logits, wanted, distill.temperature)
+    losses = (1 - distill.weight) * losses + distill.weight * learned
   if stage.searches:
     metrics['gates'] = channel_gates.count_by_state(gates)
   if budget is None:

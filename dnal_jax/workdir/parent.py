@@ -1,4 +1,5 @@
-"""The network that a run begins with, from the folder of another run.
+"""Networks that a run takes from the folder of another run: the one that it
+begins with, and a teacher.
 
 at 'warmup'        DIR/warmup, the full network that the run has warmed up; DIR
                    of a run that did nothing else
@@ -17,6 +18,8 @@ from dnal_jax.config import RunConfig
 from dnal_jax.data.contents import Contents
 from dnal_jax.data.preprocessing import Preprocessing
 from dnal_jax.graph import walk
+from dnal_jax.parallel import mesh
+from dnal_jax.training import stages
 from dnal_jax.workdir import data_file, json_files, saved_model
 
 WARMUP = 'warmup'  # the folder in that of a run
@@ -68,6 +71,33 @@ def read(config: RunConfig, contents: Contents) -> Parent:
       if not path.startswith('params/head/logits/')
     }
   return Parent(keep, trees.unflatten(variables), not same_classes)
+
+
+def read_teacher(
+  config: RunConfig, teacher: str | None, workdir: pathlib.Path
+) -> tuple[Any, Any]:
+  """The network and the variables that a stage's `distill.teacher` names, for a
+  run in `workdir`; (None, None) without a teacher.
+
+  Raises:
+    UserError: there is none, or its images or classes are others.
+  """
+  if teacher is None:
+    return None, None
+  folder = workdir / WARMUP
+  if teacher != stages.WARMUP:
+    folder = paths.local('distill.teacher', teacher)
+  model = saved_model.load(folder)
+  saved = json_files.read_json(folder / 'architecture.json')
+  _check_same(
+    folder,
+    {
+      'the image shape': (saved['image_shape'], list(config.image_shape)),
+      'the number of classes': (model.net.classes, config.classes),
+    },
+    key='distill.teacher',
+  )
+  return model.net, mesh.put_replicated(model.variables)
 
 
 def _warmed_up_only(workdir: pathlib.Path) -> bool:
@@ -127,15 +157,17 @@ def _check_data(
 
 
 def _check_same(
-  folder: pathlib.Path, values: Mapping[str, tuple[Any, Any]]
+  folder: pathlib.Path,
+  values: Mapping[str, tuple[Any, Any]],
+  key: str = 'init_from',
 ) -> None:
   differing = [
-    f'{key} (there: {theirs}, here: {ours})'
-    for key, (theirs, ours) in values.items()
+    f'{name} (there: {theirs}, here: {ours})'
+    for name, (theirs, ours) in values.items()
     if theirs != ours
   ]
   if differing:
     raise errors.UserError(
-      f"init_from is '{folder}', which differs: {'; '.join(differing)}; make"
-      ' them equal, or begin without init_from'
+      f"{key} is '{folder}', which differs: {'; '.join(differing)}; make"
+      f' them equal, or go without {key}'
     )
