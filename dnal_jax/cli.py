@@ -42,8 +42,20 @@ values that they have."""
 
 # Python's words for a flag's value of the wrong type, and plain ones.
 _WRONG_TYPE = (
+  (
+    r"flag --config\.([\w.]+)=.*: Failed to parse '(.*)' as a ConfigDict.*",
+    r"--config.\1 is a group of keys, and '\2' is one value: set one of them,"
+    r' --config.\1.KEY=\2',
+  ),
+  (
+    r"Unknown command line flag '(config\..*)'",
+    r'--config=FILE is missing, of which --\1 changes a value',
+  ),
   (r'invalid literal for int\(\) with base 10: (.*)', r'\1 is not an integer'),
-  (r'could not convert string to float: (.*)', r'\1 is not a number like 0.5'),
+  (
+    r'could not convert string to float: (.*)',
+    r'\1 is not a number, such as 0.5 or 3e6',
+  ),
 )
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)')
 

@@ -92,10 +92,12 @@ def text(row: dict[str, Any]) -> str:
     )
   if row['loss'] is not None:
     top1 = result_file.percent(row['validation_top1'])
-    lines.append(f'  loss        {row["loss"]:.4f}; validation {top1}')
+    lines.append(
+      f'  loss        {row["loss"]:.4f} in the last step; validation {top1}'
+    )
   saved = row['checkpoint']
   if saved is not None:
-    lines.append(f'  checkpoint  {saved["number"]}, of {_since(saved["time"])}')
+    lines.append(f'  checkpoint  of {_since(saved["time"])}')
   return '\n'.join([*lines, f'  updated     {_since(row["updated"])}'])
 
 

@@ -181,6 +181,10 @@ def _end_epoch(
   )
   hooks.end_epoch(row, by_path if searches else {})
   cut = stages.next_cut(r.config.stages, run.cursor.stage)
+  if budget and epoch in (-(-stage.epochs // 2), stage.epochs):
+    warning = advice.below_target(budget.relative(by_path))
+    if warning:
+      show(warning)
   # A target is met by ranking channels, whatever the gates are.
   if searches and cut and not cut.target:
     run = run.count_closed(prune.closed_layers(model, gates))

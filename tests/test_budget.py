@@ -1,5 +1,6 @@
 """Targets: what is kept costs at most the target, and hardly less."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from dnal_jax.cost import exact
 from dnal_jax.graph import surgery, walk
 from dnal_jax.search import budget
 from dnal_jax.search.budget import Target
+from dnal_jax.training import advice
 
 
 def kept(graph, masks):
@@ -110,12 +112,12 @@ def test_absolute_targets():
 def test_targets_that_cannot_be_reached(target, multiple, message):
   *_, graph = network('vgg7_digits')
   with pytest.raises(errors.UserError, match=message):
-    target.check_reachable(graph, multiple, 'vgg7_digits')
+    target.check_reachable(graph, multiple, 'vgg7_digits', 'target')
   least = budget.smallest(graph, 1)
   exactly = Target(
     params=float(Target(params=1.0).budget(graph, graph).costs[0](least))
   )
-  exactly.check_reachable(graph, 1, 'vgg7_digits')
+  exactly.check_reachable(graph, 1, 'vgg7_digits', 'target')
 
 
 @pytest.mark.parametrize('name', SMALL)
@@ -163,3 +165,28 @@ def test_a_penalty_of_what_is_below_its_level_is_zero():
   one = Target(macs=0.5).budget(graph, graph)
   assert one.penalty(jnp.array([-0.1]), jnp.array([0.0])) == 0
   assert one.penalty(jnp.array([0.5]), jnp.array([1.0])) == pytest.approx(0.75)
+
+
+def test_the_cost_of_closed_gates_has_a_finite_logarithm():
+  """A search may close all gates on its way to a small target; its gradient is
+  a number all the same, and its result is ranked."""
+  *_, graph = network('vgg7_digits')
+  held = Target(macs=0.001).budget(graph, graph)
+
+  def loss(logits):
+    gates = {gate: jax.nn.sigmoid(300 * s) for gate, s in logits.items()}
+    excess = held.excess(gates, jnp.ones(()))
+    return held.penalty(excess, jnp.ones(1)), excess
+
+  logits = {gate: -jnp.ones(len(ids)) for gate, ids in graph.gates.items()}
+  grads, excess = jax.grad(loss, has_aux=True)(logits)
+  assert np.isfinite(excess).all()
+  assert excess[0] < -5
+  assert all(np.isfinite(g).all() for g in grads.values())
+
+
+def test_a_search_far_below_its_target_is_told_of():
+  assert advice.below_target({'macs': 0.9, 'params': 0.01}) is None
+  warning = advice.below_target({'macs': 0.03})
+  assert 'costs macs 0.03 of its target' in warning
+  assert 'stages.search.epochs' in warning

@@ -54,6 +54,26 @@ def test_a_bug_shows_its_traceback():
   assert ended.err.endswith('ZeroDivisionError: a bug\n')
 
 
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (
+      ['--config=configs/quickstart.py', '--config.target=0.1'],
+      "--config.target is a group of keys, and '0.1' is one value: set one of"
+      ' them, --config.target.KEY=0.1',
+    ),
+    (
+      ['--network=vgg7_digits', '--config.seed=1'],
+      '--config=FILE is missing, of which --config.seed changes a value',
+    ),
+  ],
+)
+def test_flags_of_a_config_that_do_not_fit(flags, message):
+  ended = run_here(summary, *flags)
+  assert (ended.code, ended.out) == (2, '')
+  assert message in ended.err
+
+
 def test_flags_do_not_outlive_a_command():
   assert run_here(summary, '--network=vgg7_digits', '--json').code == 0
   config = '--config=configs/quickstart.py'

@@ -37,7 +37,7 @@ HERE = (  # executed by `test_commands_that_need_no_time`
 LONG = (  # executed by `make test-long`
   r'python -m dnal_jax\.summary --(network|config)=',
   r'python -m dnal_jax\.main --config=configs/quickstart\.py --workdir=runs/sh',
-  r'python -m dnal_jax\.main --config=configs/quickstart\.py --workdir=runs/ta',
+  r'python -m dnal_jax\.main --config=configs/quickstart\.py .*=runs/taylor ',
   r'python -m dnal_jax\.main --config=configs/quickstart\.py.* --config\.seed=',
   r'CONFIG=configs/quickstart\.py WORKDIR=\S+ launch/sweep\.sh ',
 )
@@ -48,6 +48,7 @@ ELSEWHERE = {  # executed by other tests
   r'python -m dnal_jax\.main .*--config\.init_from=': 'test_target.py',
   r'python -m dnal_jax\.prepare .*imagenet2012': 'test_imagenet.py',
   r'python -m dnal_jax\.compare ': 'test_compare.py',
+  r'python -m dnal_jax\.main .* --workdir=runs/taught': 'test_distill.py',
   r'python -m dnal_jax\.dryrun ': 'test_dryrun.py',
   r'.* launch/tpu_vm\.sh': 'test_launch_tpu_vm.py',
   r'.* launch/gke\.sh': 'test_launch_gke.py',

@@ -87,6 +87,23 @@ class Chained(linen.Module):
     return nn.chain(self, a=4, b=4, c=4)
 
 
+@pytest.mark.parametrize(
+  'operation',
+  [
+    linen.relu,
+    jnp.exp,
+    lambda m: m.shape,
+    lambda m: linen.Conv(3, (3, 3)).init(jax.random.key(0), m),
+    lambda m: linen.BatchNorm(True).init(jax.random.key(0), m),
+  ],
+)
+def test_operations_on_arrays_say_what_to_use_instead(operation):
+  with pytest.raises(TypeError, match=r'feature map of dnal_jax: .*nn\.act'):
+    operation(features((0, 1)))
+  with pytest.raises(AttributeError, match="Features has no 'kernel'"):
+    _ = features((0, 1)).kernel
+
+
 def test_nothing_is_kept_before_an_emptied_layer():
   net = Chained({'b': (), 'c': (1, 2)})
   widths: Any = net.apply({}, 0)

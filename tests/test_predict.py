@@ -90,6 +90,14 @@ def test_the_model_is_also_a_pair(model, digits):
   np.testing.assert_allclose(logits, got, atol=1e-4 * abs(got).max())
 
 
+def test_it_is_shown_in_a_line(model, folder):
+  params = sum(a.size for a in jax.tree.leaves(model.variables['params']))
+  shown = f"SavedModel('{folder}': Vgg, {params:,} params, images 11x11x3, 10"
+  assert repr(model).startswith(shown)
+  with pytest.raises(errors.UserError, match=r'for files use .*predict'):
+    model.predict('photo.jpg')
+
+
 def test_images_of_any_size(model):
   """Where the run pads, larger ones are resized, and the centre is cut out."""
   rng = np.random.default_rng(0)

@@ -10,13 +10,13 @@ Exif metadata says.
 
 import functools
 import math
-import os
 from typing import Any
 
 import numpy as np
 
 from dnal_jax import errors
 from dnal_jax.data import exif
+from dnal_jax.parallel import streams
 
 _TRIES = 10
 _ASPECT = (3 / 4, 4 / 3)
@@ -31,9 +31,7 @@ def import_tensorflow() -> Any:
   Raises:
     UserError: it cannot be imported.
   """
-  if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':  # as jax sets it
-    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'  # warnings repeat what is raised
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # logs two lines
+  streams.quiet_tensorflow()
   try:
     import tensorflow as tf
   except ImportError as error:

@@ -15,6 +15,7 @@ from dnal_jax import errors
 from dnal_jax.data import Data, cache, record_files, splits, tfds_sets
 from dnal_jax.data.contents import Contents, Part
 from dnal_jax.data.preprocessing import pad
+from dnal_jax.parallel import streams
 
 # In the cache (`cache.read`).
 _ARRAYS = {
@@ -126,6 +127,7 @@ def _read_cache(root: pathlib.Path, name: str) -> dict[str, np.ndarray] | None:
 
 def _read_tfds(data: Data) -> dict[str, np.ndarray]:
   builder = tfds_sets.prepared(data.name, data.dir)
+  streams.quiet_tensorflow()
   import tensorflow_datasets as tfds
 
   arrays = {'class_names': np.array(builder.info.features['label'].names)}

@@ -14,6 +14,7 @@ from dnal_jax import errors, paths
 from dnal_jax.data import Data, folder, record_files, splits, tfds_sets
 from dnal_jax.data.contents import Contents
 from dnal_jax.data.crops import import_tensorflow
+from dnal_jax.parallel import streams
 
 
 class TfRecords:
@@ -32,6 +33,7 @@ class TfRecords:
   def read(self, number) -> tuple[Any, Any]:
     """(encoded image, label) of image `number`, scalar tensors of a graph."""
     tf = import_tensorflow()
+    streams.quiet_tensorflow()
     import tensorflow_datasets as tfds
 
     place = tf.gather(self._table, number)

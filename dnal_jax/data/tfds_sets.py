@@ -14,6 +14,7 @@ import urllib.parse
 
 from dnal_jax import errors, paths
 from dnal_jax.data.crops import import_tensorflow
+from dnal_jax.parallel import streams
 
 # What to do about damage.
 AGAIN = 'delete the data set and prepare it again'
@@ -107,6 +108,7 @@ def prepare(
 def _builder(name: str, where: str) -> Any:
   import_tensorflow()
   try:
+    streams.quiet_tensorflow()
     import tensorflow_datasets as tfds
   except ImportError as error:
     raise errors.UserError(
@@ -151,6 +153,7 @@ def _opening_error(name: str, where: str, error: Exception) -> errors.UserError:
 
 
 def _download(builder: Any, where: str, manual: str | None = None) -> None:
+  streams.quiet_tensorflow()
   import tensorflow_datasets as tfds
 
   not_prepared = f"data set '{builder.name}' is not prepared in '{where}'"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from functools import partial
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import linen
 from flax.core import FrozenDict
@@ -69,6 +69,16 @@ class Features:
   cut_off_by: tuple[str, ...] = ()
   # By the layers that wrote x: what keeps its channels alive.
   written: tuple[Written, ...] = ()
+
+  def __getattr__(self, name: str) -> Any:
+    """Of names that the class does not have."""
+    if name in ('ndim', 'shape', 'dtype', '__jax_array__', '__array__'):
+      raise TypeError(
+        'an operation on arrays was given a feature map of dnal_jax: use a'
+        " layer of dnal_jax.nn in place of flax's, nn.act(f, m) for an"
+        ' activation, and m.x for the array alone'
+      )
+    raise AttributeError(f"Features has no '{name}'")
 
 
 def gated(module: linen.Module, gate: str, n: int) -> Width:

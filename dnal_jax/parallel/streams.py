@@ -38,6 +38,13 @@ def prepare() -> None:
     setattr(sys, name, after)
 
 
+def quiet_tensorflow() -> None:
+  """Has TensorFlow, if it is imported later, not log what it raises anyway."""
+  if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':  # as jax sets it
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # logs two lines
+
+
 class _Lossy(io.FileIO):
   """Drops what cannot be written."""
 

@@ -30,6 +30,8 @@ from dnal_jax.limits import Range
 SETTLED = 0.6
 RATE = 1.0
 MAX_MULTIPLIER = 20.0
+# Below this share of the limit a cost is not told from less.
+LEAST = 1e-3
 # Channels are added back until the cost is this share of its target.
 CLOSE = 0.999
 
@@ -124,7 +126,9 @@ class Budget:
     logs = []
     for cost, limit in zip(self.costs, self.limits, strict=True):
       level = (1 - share) * np.log(cost.full) + share * np.log(limit)
-      logs.append(jnp.log(cost(gates)) - level)
+      # Where all gates are closed, a cost has no logarithm.
+      soft = jnp.maximum(cost(gates), LEAST * limit)
+      logs.append(jnp.log(soft) - level)
     return jnp.stack(logs)
 
   def penalty(self, excess: jax.Array, multipliers: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ from dnal_jax.search import channel_gates
 from dnal_jax.training.stages import Cut, Stage
 
 HOPELESS_EPOCHS = 3
+# Share of a target below which soft gates may not be in the middle of a search.
+FAR_BELOW = 0.3
 AGAIN = (
   'What the warm-up trained is kept in the folder warmup/ of the run; search'
   ' again in a new --workdir'
@@ -45,6 +47,20 @@ def check_decided(soft: dict[str, Any], cut: Cut) -> None:
       f"stage '{cut.searched.name}' has not found what to prune: {cause}."
       f' {AGAIN} with {fix}'
     )
+
+
+def below_target(shares: Mapping[str, float]) -> str | None:
+  """What is to be said of a search whose soft cost is so far below its target;
+  None if it is not. `shares` are costs over their limits."""
+  if max(shares.values()) >= FAR_BELOW:
+    return None
+  costs = ' and '.join(f'{name} {s:.2g}' for name, s in shares.items())
+  return (
+    f'as the gates are now, the network costs {costs} of its target: the search'
+    ' closes channels faster than it can tell which. Channels that fit will be'
+    ' kept in the order of their gates; more epochs of search help'
+    ' (stages.search.epochs), or a smaller stages.search.train.gates.lr.base'
+  )
 
 
 def why_all(

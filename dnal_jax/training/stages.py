@@ -89,8 +89,9 @@ class Stage:
     if self.target and self.penalty:
       raise ValueError(
         f'penalty is {self.penalty:g} and target is {self.target}; a search has'
-        " one of them. The variant ':target' of a config has no penalty; a"
-        " config file of your own passes it on: read_config(f'NAME:{variant}')"
+        ' one of them, and a baseline none: leave the other out. The variant'
+        " ':target' of a config has no penalty; a config file of your own"
+        " passes it on: read_config(f'NAME:{variant}')"
       )
     if self.searches and self.penalty is None and not self.target:
       raise ValueError(

@@ -50,8 +50,9 @@ def read(config: RunConfig, contents: Contents) -> Parent:
     folder = workdir
   if not folder.is_dir():
     raise errors.UserError(
-      f"init_from is '{workdir}', but there is no folder '{folder}'; a run"
-      ' writes it at the end of its warm-up (earlier versions did not)'
+      f"init_from is '{workdir}', but there is no folder '{folder}', which a"
+      ' run writes at the end of its warm-up (earlier versions did not); name'
+      ' the folder of a run'
     )
   model = saved_model.load(folder)
   _check_network(folder, config)

@@ -54,6 +54,15 @@ class SavedModel:
   _workdir: pathlib.Path
   _saved: architecture.Architecture
 
+  def __repr__(self) -> str:
+    height, width, channels = self._saved.image_shape
+    params = sum(a.size for a in jax.tree.leaves(self.variables['params']))
+    return (
+      f"SavedModel('{self._workdir}': {type(self.net).__name__},"
+      f' {params:,} params, images {height}x{width}x{channels},'
+      f' {self.net.classes} classes)'
+    )
+
   def __iter__(self) -> Iterator[Any]:
     return iter((self.net, self.variables))
 
@@ -81,6 +90,11 @@ class SavedModel:
       UserError: images have another dtype, shape or number of channels; or no
         file says how they were prepared.
     """
+    if isinstance(images, str | os.PathLike):
+      raise errors.UserError(
+        f"'{os.fspath(images)}' is no array; for files use python -m"
+        ' dnal_jax.predict DIR FILE..., or read their pixels first'
+      )
     if isinstance(images, np.ndarray | jax.Array) and images.ndim != 4:
       images = [images]
     inputs = [self._input(image) for image in images]

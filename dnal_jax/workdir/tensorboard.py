@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 import importlib.util
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from dnal_jax.parallel import streams
 from dnal_jax.training.hooks import Hook
 
 
@@ -25,7 +25,7 @@ class TensorBoard(Hook):
   """
 
   def __init__(self, workdir: pathlib.Path):
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # INFO and WARNING
+    streams.quiet_tensorflow()
     from clu import metric_writers
 
     self._writer = metric_writers.SummaryWriter(str(workdir / 'tensorboard'))
