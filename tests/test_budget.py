@@ -153,8 +153,8 @@ def test_multipliers_grow_above_the_level_only():
   start = budget.initial_multipliers(Target(macs=0.5, params=0.5))
   np.testing.assert_array_equal(start, [0, 0])
   after = start
-  for _ in range(10):  # an epoch
-    after = budget.next_multipliers(after, jnp.array([0.2, -0.2]), 10)
+  for _ in range(50):  # a whole search, however many steps it has
+    after = budget.next_multipliers(after, jnp.array([0.2, -0.2]), 50)
   np.testing.assert_allclose(after, [0.2 * budget.RATE, 0], rtol=1e-5)
   most = budget.next_multipliers(jnp.array([19.9]), jnp.array([9.0]), 1)
   assert most == budget.MAX_MULTIPLIER

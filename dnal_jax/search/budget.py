@@ -5,8 +5,9 @@ is held at a level that falls from that of the full network to the target, by
 
     w * log(C / level),   w = max(0, m + log(C / level)),
 
-whose multiplier m grows by `RATE` * log(C / level) an epoch while the cost is
-above the level, and shrinks below it (the augmented Lagrangian method). At the
+whose multiplier m grows by `RATE` * log(C / level) over the search while the
+cost is above the level, and shrinks below it (the augmented Lagrangian method),
+so that short searches get to the target as long ones do. At the
 end, gates are ranked by their logits, and as many channels are kept as the
 exact cost of the target allows.
 """
@@ -28,7 +29,7 @@ from dnal_jax.limits import Range
 # The level has reached the target after this share of the search, so that the
 # rest of it can settle there.
 SETTLED = 0.6
-RATE = 1.0
+RATE = 10.0
 MAX_MULTIPLIER = 20.0
 # Below this share of the limit a cost is not told from less.
 LEAST = 1e-3
@@ -102,10 +103,11 @@ def initial_multipliers(target: Target) -> jax.Array:
 
 
 def next_multipliers(
-  multipliers: jax.Array, excess: jax.Array, steps_per_epoch: int
+  multipliers: jax.Array, excess: jax.Array, steps: jax.typing.ArrayLike
 ) -> jax.Array:
-  """After a step in which the costs were `excess` above their levels."""
-  grown = multipliers + RATE / steps_per_epoch * excess
+  """After a step, of so many in the search, in which the costs were `excess`
+  above their levels."""
+  grown = multipliers + RATE / steps * excess
   return jnp.clip(grown, 0.0, MAX_MULTIPLIER)
 
 

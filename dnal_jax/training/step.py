@@ -92,19 +92,12 @@ def train_step(
     opt_state=opt_state,
     average=average,
   )
-  return _with_next_multipliers(state, metrics, steps_per_epoch), metrics
-
-
-def _with_next_multipliers(
-  state: TrainState, metrics: dict[str, jax.Array], steps_per_epoch: int
-) -> TrainState:
-  """The state after a step whose metrics these are, in a stage of any kind."""
-  if 'excess' not in metrics:
-    return state
-  multipliers = next_multipliers(
-    state.multipliers, metrics['excess'], steps_per_epoch
-  )
-  return state._replace(multipliers=multipliers)
+  if budget is not None:
+    assert hyperparams.epochs is not None
+    steps = hyperparams.epochs * steps_per_epoch
+    multipliers = next_multipliers(state.multipliers, metrics['excess'], steps)
+    state = state._replace(multipliers=multipliers)
+  return state, metrics
 
 
 def _progress(
