@@ -7,9 +7,9 @@ is held at a level that falls from that of the full network to the target, by
 
 whose multiplier m grows by `RATE` * log(C / level) over the search while the
 cost is above the level, and shrinks below it (the augmented Lagrangian method),
-so that short searches get to the target as long ones do. At the
-end, gates are ranked by their logits, and as many channels are kept as the
-exact cost of the target allows.
+so that short searches get to the target as long ones do. At the end, gates are
+ranked by their logits, and as many channels are kept as the exact cost of the
+target allows.
 """
 
 from collections.abc import Callable, Iterable, Mapping
