@@ -11,9 +11,10 @@ import pytest
 import dnal_jax
 from dnal_jax import __main__ as dnal
 from dnal_jax import dryrun, predict, prepare, status, summary
+from dnal_jax.compare import __main__ as compare
 import dnal_jax.main
 
-COMMANDS = [dnal_jax.main, dryrun, predict, prepare, status, summary]
+COMMANDS = [dnal_jax.main, compare, dryrun, predict, prepare, status, summary]
 
 
 @pytest.mark.parametrize('module', COMMANDS, ids=lambda m: m.__name__)
@@ -112,7 +113,7 @@ def test_dnal_lists_its_commands(monkeypatch, capsys):
   assert of_no_arguments == dnal_here(monkeypatch, capsys, '--help')
   code, out, err = of_no_arguments
   assert (code, err) == (None, '')
-  assert {m.__name__ for m in COMMANDS} == {
+  assert {m.__name__.removesuffix('.__main__') for m in COMMANDS} == {
     f'dnal_jax.{module}' for module, _ in dnal.COMMANDS.values()
   }
   for name, (_, text) in dnal.COMMANDS.items():

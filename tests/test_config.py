@@ -1,6 +1,7 @@
 """Configs become frozen dataclasses; what cannot run is refused."""
 
 import copy
+import functools
 import json
 import math
 import pathlib
@@ -19,8 +20,17 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden'
 RUNNABLE = sorted(CONFIGS.glob('*.py'))
 
 
+graph_of = functools.cache(walk.graph_of)
+
+
 def load(path, variant=''):
   return read_config(f'{path}:{variant}' if variant else str(path))
+
+
+@pytest.fixture(autouse=True)
+def each_network_is_traced_once(monkeypatch):
+  """The graph of the supernet takes seconds."""
+  monkeypatch.setattr(walk, 'graph_of', graph_of)
 
 
 @pytest.fixture
