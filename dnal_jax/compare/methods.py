@@ -135,6 +135,8 @@ def _paper(problem: Problem, target: Target, penalty: float | None) -> Config:
 def _ours(problem: Problem, target: Target, penalty: float | None) -> Config:
   config = copy.deepcopy(problem.target)
   config['target'] = config['stages']['search']['target'] = dict(target)
+  # A flag for lambda, which is for the paper's method, reaches all variants.
+  config['penalty'] = config['stages']['search']['penalty'] = None
   return config
 
 
