@@ -19,6 +19,7 @@ from dnal_jax.config import RunConfig
 from dnal_jax.parallel import mesh
 from dnal_jax.resources import Resources
 from dnal_jax.search import channel_gates, ranking
+from dnal_jax.search.budget import kept_ids
 from dnal_jax.training import importance, loop, prune, recalibrate, stages
 from dnal_jax.training.progress_bar import show
 from dnal_jax.training.prune import PrunableModel
@@ -167,10 +168,7 @@ def _narrower(
   budget = model.budget(stage.prune_to)
   assert budget is not None
   masks = budget.decide(ranking.uniform(model.graph), stage.channel_multiple)
-  keep = {
-    gate: tuple(c for c, kept in zip(ids, masks[gate], strict=True) if kept)
-    for gate, ids in model.full_gates.items()
-  }
+  keep = kept_ids(model.full_graph, masks)
   r.writer.write_architecture(keep)
   small = model.with_channels(keep)
   print(

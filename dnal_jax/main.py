@@ -118,8 +118,8 @@ def _beside(result: Mapping[str, Any], uniform: Mapping[str, Any]) -> str:
   for name, one in (('searched', result), ('uniform', uniform)):
     final, test = one['top1']['final'], one['test_top1']
     lines.append(
-      f'{name:18}{one["learned"]["macs"]:>12,} macs'
-      f'{one["learned"]["params"]:>12,} params   validation'
+      f'{name:10}{one["learned"]["macs"]:>9,} macs'
+      f'{one["learned"]["params"]:>8,} params   validation'
       f' {result_file.percent(final)}   test {result_file.percent(test)}'
     )
   return '\n'.join(lines)

@@ -19,7 +19,8 @@ from dnal_jax.workdir.run_state import Cursor, RunState
 
 # Orbax abandons the reads that are under way when one of them fails.
 IGNORED = 'ignore::pytest.PytestUnraisableExceptionWarning'
-pytestmark = pytest.mark.filterwarnings(IGNORED)
+pytestmark, LONG = pytest.mark.filterwarnings(IGNORED), pytest.mark.long
+HOW = 'flipped', *(pytest.param(h, marks=LONG) for h in ('cut', 'gone'))
 
 
 def state(seed):
@@ -47,8 +48,7 @@ def run_at(step, **values):
 
 
 def step_of(run_and_state):
-  run, _ = run_and_state
-  return run.cursor.step
+  return run_and_state[0].cursor.step
 
 
 @pytest.fixture(scope='module')
@@ -188,14 +188,7 @@ def test_a_flipped_bit_that_makes_orbax_raise_something_else(saved, tmp_path):
   assert step_of(newest(folder)) == 10
 
 
-@pytest.mark.parametrize(
-  'how',
-  [
-    'flipped',
-    pytest.param('cut', marks=pytest.mark.long),
-    pytest.param('gone', marks=pytest.mark.long),
-  ],
-)
+@pytest.mark.parametrize('how', HOW)
 def test_a_damaged_checkpoint_never_restores_other_values(
   how, saved, tmp_path, capsys
 ):

@@ -18,6 +18,7 @@ from dnal_jax import errors, train
 from dnal_jax.compare import methods
 from dnal_jax.compare.methods import WARMUP, Config, Problem
 from dnal_jax.config import parse_config
+from dnal_jax.search.budget import limit_of
 from dnal_jax.training.progress_bar import show
 from dnal_jax.workdir import json_files
 
@@ -138,7 +139,7 @@ class Comparison(NamedTuple):
       show(str(error))
       return -9.0
     full, learned = result['baseline'][kind], result['learned'][kind]
-    limit = share * full if share <= 1 else share
+    limit = limit_of(share, full)
     return math.log(max(learned, 1) / limit)
 
 

@@ -16,7 +16,7 @@ from dnal_jax.data.batches import Batch
 from dnal_jax.graph import surgery, walk
 from dnal_jax.parallel import mesh
 from dnal_jax.search import channel_gates, ranking
-from dnal_jax.search.budget import Target
+from dnal_jax.search.budget import Target, kept_ids
 from dnal_jax.status import span
 from dnal_jax.training.stages import Stage
 from dnal_jax.training.step import train_step
@@ -93,12 +93,7 @@ def _uniform(
   budget = Target(**dict([target])).budget(graph, graph)
   assert budget is not None
   masks = budget.decide(ranking.uniform(graph), 1)
-  gates = {path: jnp.asarray(mask) for path, mask in masks.items()}
-  keep = {
-    path: tuple(c for c, on in zip(graph.gates[path], mask, strict=True) if on)
-    for path, mask in gates.items()
-  }
-  return surgery.with_keep(net, keep)
+  return surgery.with_keep(net, kept_ids(graph, masks))
 
 
 def _step_seconds(net: models.Network, run: RunConfig, stage: Stage) -> float:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from dnal_jax.compare import methods
 from dnal_jax.compare.cells import FULL, Cell, Comparison, target_name
+from dnal_jax.search.budget import limit_of
 from dnal_jax.workdir import json_files
 
 
@@ -69,7 +70,7 @@ def _check(
   if cell.target is not None:
     kind, share = cell.target
     full, reached = result['baseline'][kind], result['learned'][kind]
-    limit = share * full if share <= 1 else share
+    limit = limit_of(share, full)
     assert reached <= limit, (workdir, reached, limit)
 
 

@@ -92,8 +92,7 @@ class Target:
       value = getattr(self, kind)
       if value is not None:
         costs.append(make(graph))
-        share = value * make(full).full if value <= 1 else value
-        most.append(int(share))
+        most.append(limit_of(value, make(full).full))
     return Budget(graph, tuple(costs), tuple(most))
 
 
@@ -200,6 +199,19 @@ class _Group(NamedTuple):
   score: float
   gate: str
   mask: np.ndarray  # [n] int64 of the gate, 1 for these channels
+
+
+def limit_of(asked: float, full: int) -> int:
+  """The most that a target allows: up to 1 it is a share of `full`."""
+  return int(asked * full if asked <= 1 else asked)
+
+
+def kept_ids(graph: walk.Graph, masks: Masks) -> dict[str, nn.Ids]:
+  """The channels of a graph that `masks` keep."""
+  return {
+    gate: tuple(c for c, on in zip(ids, masks[gate], strict=True) if on)
+    for gate, ids in graph.gates.items()
+  }
 
 
 def smallest(graph: walk.Graph, multiple: int) -> Masks:

@@ -80,11 +80,24 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, trained)
   after: Any = optax.apply_updates(trained, updates)
   tree = trees.unflatten({**frozen, **after})
+  state = _advanced(state, tree, batch_stats, opt_state, stage.ema)
+  if budget is not None:
+    assert hyperparams.epochs is not None
+    steps = hyperparams.epochs * steps_per_epoch
+    multipliers = next_multipliers(state.multipliers, metrics['excess'], steps)
+    state = state._replace(multipliers=multipliers)
+  return state, metrics
+
+
+def _advanced(
+  state: TrainState, tree: Any, batch_stats: Any, opt_state: Any, ema: float
+) -> TrainState:
+  """The state a step later, with the parameters and gate logits of `tree`."""
   params = tree['params']
   average = state.average
   if average:
-    average = _averaged(average, (params, batch_stats), stage.ema, state.step)
-  state = state._replace(
+    average = _averaged(average, (params, batch_stats), ema, state.step)
+  return state._replace(
     step=state.step + 1,
     params=params,
     gate_logits=tree.get('gates', {}),
@@ -92,12 +105,6 @@ def train_step(
     opt_state=opt_state,
     average=average,
   )
-  if budget is not None:
-    assert hyperparams.epochs is not None
-    steps = hyperparams.epochs * steps_per_epoch
-    multipliers = next_multipliers(state.multipliers, metrics['excess'], steps)
-    state = state._replace(multipliers=multipliers)
-  return state, metrics
 
 
 def _progress(
