@@ -42,23 +42,20 @@ def train_step(
   stage's `hyperparams` of the epoch; with a target, its penalty instead; with a
   teacher, which predicts as in evaluation, a second term (`stages.Distill`).
 
-  With `grad_accum_steps` N the batch is processed in N parts, one after the
-  other, which takes 1/N of the memory for feature maps: gradients and updates
-  of BatchNorm's running averages are means over the parts (ours). Each part is
-  normalised by its own moments.
+  With `grad_accum_steps` N the batch is processed in N parts, each normalised
+  by its own moments, in 1/N of the memory for feature maps: gradients and
+  updates of BatchNorm's running averages are means over the parts (ours).
 
   The network computes in the dtype of the images; parameters, statistics and
   the loss are float32. Metrics 'loss' (the cross-entropy alone) and 'correct'
   are sums over the batch; 'gate_sum' is the sum over all gates of sigmoid(s),
-  'gates' (where the stage searches) how many gates are low, undecided and high
-  [3], both before the update; 'excess' (where it has a target) how far each
-  cost is above its level, as a logarithm [k]; 'finite' is False where the loss
-  or a gradient is NaN or infinite.
+  'gates' (in a search) the number that is low, undecided and high [3], 'excess'
+  (with a target) the logarithm of each cost over its level [k], all before the
+  update; 'finite' is False where the loss or a gradient is NaN or infinite.
   """
   paths = flat_leaves(state.params, state.gate_logits)
-  tx = optimizer.make_optimizer(
-    stage.train, paths, steps_per_epoch, hyperparams.rates
-  )
+  rates = hyperparams.rates
+  tx = optimizer.make_optimizer(stage.train, paths, steps_per_epoch, rates)
   trained, frozen = split_trained(stage, state.params, state.gate_logits)
 
   loss = partial(
@@ -82,8 +79,7 @@ def train_step(
   tree = trees.unflatten({**frozen, **after})
   state = _advanced(state, tree, batch_stats, opt_state, stage.ema)
   if budget is not None:
-    assert hyperparams.epochs is not None
-    steps = hyperparams.epochs * steps_per_epoch
+    steps = _stage_steps(hyperparams, steps_per_epoch)
     multipliers = next_multipliers(state.multipliers, metrics['excess'], steps)
     state = state._replace(multipliers=multipliers)
   return state, metrics
@@ -117,8 +113,12 @@ def _progress(
   depends on it."""
   if not stage.by_step:
     return jnp.zeros(())
+  return (state.step + 1) / _stage_steps(hyperparams, steps_per_epoch)
+
+
+def _stage_steps(hyperparams: StepHyperparams, steps_per_epoch: int) -> Any:
   assert hyperparams.epochs is not None
-  return (state.step + 1) / (hyperparams.epochs * steps_per_epoch)
+  return hyperparams.epochs * steps_per_epoch
 
 
 def eval_step(
