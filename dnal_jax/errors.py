@@ -55,7 +55,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
   words as well.
   """
   known = sorted(known)
-  near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+  near = [name for name in known if name.startswith(word)]
+  near = near or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
   hint = f" (did you mean '{near[0]}'?)" if near else ''
   if len(known) > 50:
     return hint or ', which is not known'

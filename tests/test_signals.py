@@ -107,6 +107,28 @@ def test_what_is_ignored_at_the_start_stays_ignored(importing):
   assert (process.returncode, err.partition(':')[0]) == (75, 'SIGTERM')
 
 
+def test_a_stop_is_announced_while_the_main_thread_compiles():
+  """Once; here it computes a hash, in which no handler of Python runs."""
+  program = """
+import hashlib
+from dnal_jax.parallel import signals
+signals.listen()
+from dnal_jax.parallel.stopping import StopSignal
+with StopSignal():
+  print('running', flush=True)
+  hashlib.pbkdf2_hmac('sha256', b'', b'', 1_000_000_000)
+"""
+  arguments = sys.executable, '-c', program
+  with started(arguments, cwd=ROOT) as (process, pid):
+    assert_line(process.stdout, 'running')
+    os.kill(pid, signal.SIGINT)
+    assert_line(process.stderr, 'SIGINT: stopping after this step, and saving')
+    os.kill(pid, signal.SIGINT)
+    _, err = process.communicate(timeout=SECONDS)
+  assert err == 'SIGINT: leaving at once\n'
+  assert process.returncode == -signal.SIGINT
+
+
 def test_a_run_leaves_what_is_ignored_alone():
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:

@@ -22,7 +22,8 @@ def check_key(config: Mapping[str, Any], key: str) -> None:
   """Raises UserError unless a config has `key`, such as 'data.image'; names
   keys like it, wherever they are, or those that there are in its place."""
   value, above = config, ''
-  for name in key.split('.'):
+  names_of_key = key.split('.')
+  for depth, name in enumerate(names_of_key):
     if not isinstance(value, Mapping):
       return  # ml_collections knows elements of tuples, and refuses others
     name = name.partition('[')[0]
@@ -33,6 +34,8 @@ def check_key(config: Mapping[str, Any], key: str) -> None:
       like = [known for known in names if names[known] in near]
       here = [known for known in like if known.rpartition('.')[0] == above]
       like = here or like
+      rest = '.'.join(names_of_key[depth + 1 :])
+      like = [f'{k}.{rest}' if f'{k}.{rest}' in names else k for k in like]
       hint = f'did you mean {" or ".join(like[:4])}?'
       if not like:
         hint = f'{above or "the config"} has {", ".join(value)};'

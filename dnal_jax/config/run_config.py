@@ -154,6 +154,9 @@ def _check_order(order: Any, by_name: Any) -> None:
   for name in order:
     if name not in by_name:
       hint = errors.did_you_mean(name, by_name)
+      if ',' in name:  # as of a flag, which is a tuple of one text
+        names = tuple(part.strip() for part in name.split(','))
+        hint = f'; several are a tuple: --config.order="{names}"'
       raise errors.UserError(f"order names an unknown stage '{name}'{hint}")
   if not order:
     raise errors.UserError("order is empty; name at least one of 'stages'")

@@ -10,6 +10,7 @@ not handled.
 Imports the standard library only.
 """
 
+from collections.abc import Callable
 import contextlib
 import ctypes
 import os
@@ -25,6 +26,10 @@ _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _listens = threading.Event()
 _run_began = threading.Event()
 _ending = threading.Lock()  # never released
+
+
+def _what_the_run_does() -> str:
+  return 'ending'
 
 
 def heeded() -> list[signal.Signals]:
@@ -49,14 +54,24 @@ def listen() -> None:
   _listens.set()
 
 
-def begin_run() -> bool:
+def begin_run(what: Callable[[], str]) -> bool:
   """To be called by a run that handles the first signal by itself from now on.
 
   Returns whether this process listens. If so, it has nothing to do but the run,
-  whose handlers may stay when the run has ended.
+  whose handlers may stay when the run has ended; and the first signal is
+  announced here, with `what` the run does then, as the main thread may be
+  compiling for a minute.
   """
+  global _what_the_run_does
+  _what_the_run_does = what
   _run_began.set()
   return _listens.is_set()
+
+
+def announce_first(number: int, what: str) -> None:
+  """Says what is done about the first signal."""
+  name = signal.Signals(number).name
+  announce(f'{name}: {what}; once more leaves at once')
 
 
 def obey_as_process_1() -> None:
@@ -99,6 +114,8 @@ def _watch(pipe: int) -> None:
           _end_before_run(number, None)
         elif signalled:
           leave(number)
+        else:
+          announce_first(number, _what_the_run_does())
         signalled = True
 
 

@@ -23,6 +23,7 @@ class StopSignal:
   def __init__(self) -> None:
     self._signalled = False  # in this process
     self._entered = False
+    self._announced = False  # by the thread of `signals`
     self.requested = False  # in any of them; the same in all after `count`
 
   def __enter__(self) -> 'StopSignal':
@@ -32,7 +33,8 @@ class StopSignal:
     if threading.current_thread() is threading.main_thread():
       for number in signals.heeded():
         self._before[number] = signal.signal(number, self._on_signal)
-      if signals.begin_run():
+      self._announced = signals.begin_run(self._what_it_does)
+      if self._announced:
         self._before = {}
     return self
 
@@ -46,9 +48,11 @@ class StopSignal:
     if self._signalled:
       return signals.leave(number)
     self._signalled = True
-    what = 'stopping after this step, and saving' if self._entered else 'ending'
-    name = signal.Signals(number).name
-    signals.announce(f'{name}: {what}; once more leaves at once')
+    if not self._announced:
+      signals.announce_first(number, self._what_it_does())
+
+  def _what_it_does(self) -> str:
+    return 'stopping after this step, and saving' if self._entered else 'ending'
 
   def vote(self) -> jax.typing.ArrayLike:
     """Whether any process was signalled by now, to be handed to `count` later:

@@ -67,7 +67,8 @@ class Target:
     assert budget is not None
     least = smallest(full, multiple)
     for cost, limit in zip(budget.costs, budget.limits, strict=True):
-      given = f'{key}.{cost.name} is {getattr(self, cost.name):g}'
+      asked = getattr(self, cost.name)
+      given = f'{key}.{cost.name} is {asked:g}'
       if limit > cost.full:
         raise errors.UserError(
           f'{given}, more than the {cost.full:,} {cost.name} of the full'
@@ -79,7 +80,7 @@ class Target:
           f"{given}, but '{network}' cannot have less than {int(cost(least)):,}"
           f' {cost.name} ({int(cost(least)) / cost.full:.2g} of the full'
           f' network), with {channels} for each gate that nothing bypasses;'
-          ' give more, or choose another network or width'
+          f' {_share_meant(asked)}give more, or choose another network or width'
         )
 
   def budget(self, graph: walk.Graph, full: walk.Graph) -> 'Budget | None':
@@ -199,6 +200,13 @@ class _Group(NamedTuple):
   score: float
   gate: str
   mask: np.ndarray  # [n] int64 of the gate, 1 for these channels
+
+
+def _share_meant(asked: float) -> str:
+  """A hint for who gave per cent, which is a number above 1."""
+  if not 1 < asked <= 100:
+    return ''
+  return f'for {asked:g} per cent give {asked / 100:g}; else '
 
 
 def limit_of(asked: float, full: int) -> int:

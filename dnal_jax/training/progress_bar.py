@@ -16,6 +16,8 @@ _EPOCH = (
   '{stage} {epoch}/{epochs}: loss {loss:.4f}, train {train_top1:.2%},'
   ' validation {validation_top1:.2%}, {images_per_second:.0f} images/s'
 )
+# Of the first epoch since the step was compiled.
+_COMPILED = ' (compiling included)'
 _GATES = ', gates <0.1: {low}, undecided: {undecided}, >0.9: {high}'
 
 
@@ -29,6 +31,11 @@ class ProgressBar(Hook):
   def begin_stage(self, index: int, stage: Stage, steps_done: int) -> None:
     del index
     self._stage = stage
+    self._compiled = False
+    show(
+      f'{stage.name}: {stage.epochs} epochs of {self._steps_per_epoch} steps;'
+      ' compiling the step'
+    )
     self._bar = tqdm.tqdm(
       total=stage.epochs * self._steps_per_epoch * self._batch_size,
       initial=steps_done * self._batch_size,
@@ -55,7 +62,8 @@ class ProgressBar(Hook):
 
   def end_epoch(self, row: Mapping[str, Any], gates: Mapping[str, Any]) -> None:
     del gates
-    show(epoch_line(row))
+    show(epoch_line(row, compiling=not self._compiled))
+    self._compiled = True
 
   def end_stage(self) -> None:
     self._bar.close()
@@ -70,9 +78,9 @@ def show(line: str) -> None:
   tqdm.tqdm.write(line)
 
 
-def epoch_line(row: Mapping[str, Any]) -> str:
-  """One line about a row of metrics."""
-  line = _EPOCH.format(**row)
+def epoch_line(row: Mapping[str, Any], compiling: bool = False) -> str:
+  """One line about a row of metrics, of an epoch with or without compiling."""
+  line = _EPOCH.format(**row) + _COMPILED * compiling
   if row['gates']:
     line += _GATES.format(**row['gates'])
   for kind, share in row.get('target', {}).items():

@@ -149,6 +149,12 @@ def load(workdir: str | os.PathLike) -> SavedModel:
   if not workdir.is_dir():
     raise errors.UserError(f"'{workdir}' is not a directory")
   if not (workdir / 'architecture.json').exists():
+    if (workdir / 'config.json').exists():
+      raise errors.UserError(
+        f"'{workdir}' is the folder of a run that has not finished; the command"
+        f' that began it finishes it, and python -m dnal_jax.status {workdir}'
+        ' says how far it is'
+      )
     raise errors.UserError(
       f"'{workdir}' is not the folder of a finished run: it has no"
       ' architecture.json'
