@@ -19,7 +19,7 @@ import small_sets
 
 from configs import quickstart
 import dnal_jax
-from dnal_jax import errors, status, summary, train
+from dnal_jax import beginning, errors, status, summary, train
 from dnal_jax.config import parse_config
 from dnal_jax.data import Data, sources
 from dnal_jax.parallel import compile_cache, mesh
@@ -166,7 +166,7 @@ def read_finished(root) -> str:
 def make_stopped(root):
   """A run that was stopped at the end of its warm-up."""
   stop = mock.patch.object(
-    train, '_enter_next_stage', side_effect=errors.Stopped('here')
+    beginning, 'enter_next_stage', side_effect=errors.Stopped('here')
   )
   with stop, contextlib.suppress(errors.Stopped):
     go_on(root)

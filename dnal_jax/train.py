@@ -181,8 +181,8 @@ def _end_epoch(
   )
   hooks.end_epoch(row, by_path if searches else {})
   cut = stages.next_cut(r.config.stages, run.cursor.stage)
-  if budget and epoch in (-(-stage.epochs // 2), stage.epochs):
-    warning = advice.below_target(budget.relative(by_path))
+  if budget and cut and epoch == stage.epochs:
+    warning = advice.undecided_for_target(by_path, cut)
     if warning:
       show(warning)
   # A target is met by ranking channels, whatever the gates are.

@@ -12,6 +12,7 @@ from dnal_jax.graph import surgery, walk
 from dnal_jax.search import budget
 from dnal_jax.search.budget import Target
 from dnal_jax.training import advice
+from dnal_jax.training.stages import Cut, Stage
 
 
 def kept(graph, masks):
@@ -135,58 +136,93 @@ def test_the_smallest_network(name):
     ).cut_off_by
 
 
+def logits_of(graph, rng, scale=1.0):
+  return {
+    gate: jnp.asarray(scale * rng.normal(size=len(ids)))
+    for gate, ids in graph.gates.items()
+  }
+
+
 def test_the_level_falls_to_the_target_and_stays():
   *_, graph = network('vgg7_digits')
-  one = Target(macs=0.1, params=0.5).budget(graph, graph)
-  gates = {g: jnp.ones(len(ids)) for g, ids in graph.gates.items()}
-  np.testing.assert_allclose(one.excess(gates, jnp.zeros(())), 0, atol=1e-5)
-  logs = -np.log([0.1, 0.5])
-  np.testing.assert_allclose(
-    one.excess(gates, jnp.array(0.3)), logs / 2, rtol=1e-3
-  )
-  for progress in (0.6, 1.0):
-    got = one.excess(gates, jnp.array(progress))
-    np.testing.assert_allclose(got, logs, rtol=1e-3)
+  one = Target(macs=0.1).budget(graph, graph)
+  open_ = {g: jnp.full(len(ids), 30.0) for g, ids in graph.gates.items()}
+  for progress, share in ((0.0, 0), (0.3, 1 / 2), (0.6, 1), (1.0, 1)):
+    got = one.excess(open_, 1.0, jnp.array(progress))
+    assert got == pytest.approx(-share * np.log(0.1), abs=1e-5)
 
 
-def test_multipliers_grow_above_the_level_only():
-  start = budget.initial_multipliers(Target(macs=0.5, params=0.5))
-  np.testing.assert_array_equal(start, [0, 0])
-  after = start
-  for _ in range(50):  # a whole search, however many steps it has
-    after = budget.next_multipliers(after, jnp.array([0.2, -0.2]), 50)
-  np.testing.assert_allclose(after, [0.2 * budget.RATE, 0], rtol=1e-5)
-  most = budget.next_multipliers(jnp.array([19.9]), jnp.array([9.0]), 1)
-  assert most == budget.MAX_MULTIPLIER
+@pytest.mark.parametrize('delta', [1.0, 20.0, 300.0])
+@pytest.mark.parametrize('name', ['vgg7_digits', 'mobilenet_v2_digits'])
+def test_gates_are_held_at_the_level(name, delta):
+  """By one number for all, wherever the logits are; with two costs, the larger
+  is at its level."""
+  *_, graph = network(name)
+  both = Target(macs=0.2, params=0.3).budget(graph, graph)
+  rng = np.random.default_rng(0)
+  for progress, scale in ((0.01, 0.0), (0.3, 1.0), (1.0, 0.1), (1.0, 5.0)):
+    before = logits_of(graph, rng, scale)
+    before = {gate: s - 40.0 for gate, s in before.items()}
+    after = jax.jit(both.at_level)(before, delta, jnp.array(progress))
+    moved = np.concatenate([after[gate] - before[gate] for gate in before])
+    np.testing.assert_allclose(moved, moved[0], atol=1e-4)
+    assert abs(both.excess(after, delta, jnp.array(progress))) < 0.01
+  gates = {gate: jax.nn.sigmoid(delta * s) for gate, s in after.items()}
+  assert max(both.shares(gates)) == pytest.approx(1, abs=0.01)
 
 
-def test_a_penalty_of_what_is_below_its_level_is_zero():
-  *_, graph = network('vgg7_digits')
-  one = Target(macs=0.5).budget(graph, graph)
-  assert one.penalty(jnp.array([-0.1]), jnp.array([0.0])) == 0
-  assert one.penalty(jnp.array([0.5]), jnp.array([1.0])) == pytest.approx(0.75)
+@pytest.mark.parametrize('name', ['vgg7_digits', 'resnet8_digits'])
+def test_the_gradient_at_the_level_is_that_of_what_is_trained(name):
+  """Of a loss of the gates at the level, as a function of the logits, by
+  differences in float64."""
+  *_, graph = network(name)
+  rng = np.random.default_rng(0)
+  with jax.enable_x64(True):
+    held = Target(macs=0.3).budget(graph, graph)
+    at = jnp.array(0.8), jnp.array(1.0)  # delta, progress
+    weights = logits_of(graph, rng)
+
+    @jax.jit
+    def loss(logits):
+      return sum(
+        (weights[gate] * jax.nn.sigmoid(at[0] * s) ** 2).sum()
+        for gate, s in logits.items()
+      )
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(budget, 'HALVINGS', 60)
+      at_level = jax.jit(lambda logits: held.at_level(logits, *at))
+      logits = at_level(logits_of(graph, rng))
+      got = held.along_level(jax.grad(loss)(logits), logits, *at)
+      for _ in range(3):
+        way, step = logits_of(graph, rng), 1e-5
+        ahead, back = (
+          loss(at_level({g: s + sign * way[g] for g, s in logits.items()}))
+          for sign in (step, -step)
+        )
+        wanted = (ahead - back) / (2 * step)
+        along = sum((got[gate] * way[gate]).sum() for gate in way)
+        assert along == pytest.approx(float(wanted), rel=1e-5, abs=1e-7)
 
 
-def test_the_cost_of_closed_gates_has_a_finite_logarithm():
-  """A search may close all gates on its way to a small target; its gradient is
-  a number all the same, and its result is ranked."""
+def test_gates_that_are_all_closed_come_back_to_the_level():
+  """With a gradient that is a number."""
   *_, graph = network('vgg7_digits')
   held = Target(macs=0.001).budget(graph, graph)
-
-  def loss(logits):
-    gates = {gate: jax.nn.sigmoid(300 * s) for gate, s in logits.items()}
-    excess = held.excess(gates, jnp.ones(()))
-    return held.penalty(excess, jnp.ones(1)), excess
-
-  logits = {gate: -jnp.ones(len(ids)) for gate, ids in graph.gates.items()}
-  grads, excess = jax.grad(loss, has_aux=True)(logits)
-  assert np.isfinite(excess).all()
-  assert excess[0] < -5
-  assert all(np.isfinite(g).all() for g in grads.values())
+  at = 1e4, jnp.ones(())
+  for s in (1.0, -1.0):
+    equal = {gate: jnp.full(len(ids), s) for gate, ids in graph.gates.items()}
+    level = jax.jit(held.at_level)(equal, *at)
+    assert abs(held.excess(level, *at)) < 0.1
+    got = jax.jit(held.along_level)(equal, level, *at)
+    assert all(np.isfinite(g).all() for g in got.values())
 
 
-def test_a_search_far_below_its_target_is_told_of():
-  assert advice.below_target({'macs': 0.9, 'params': 0.01}) is None
-  warning = advice.below_target({'macs': 0.03})
-  assert 'costs macs 0.03 of its target' in warning
-  assert 'stages.search.epochs' in warning
+def test_a_search_that_ends_undecided_is_told_of():
+  search = Stage('search', 10, {}, delta_end=300.0, target=Target(macs=0.1))
+  cut = Cut(search, 'gates', search.target, None, 1, 0)
+  few = {'a': np.array([0.0, 0.5, *[1.0] * 18])}
+  assert advice.undecided_for_target(few, cut) is None
+  warning = advice.undecided_for_target({'a': np.array([0.3, 1.0])}, cut)
+  assert warning.startswith('1 of 2 gates are undecided')
+  assert 'a larger stages.search.delta_end than 300' in warning

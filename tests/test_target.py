@@ -52,11 +52,11 @@ def test_the_network_has_the_cost_that_was_asked_for(tenth):
 @pytest.mark.slow
 @pytest.mark.xdist_group('target')
 def test_the_cost_falls_to_the_target_in_the_search(tenth):
-  """The soft cost, of which little is left to the decision at the end."""
+  """The soft cost, of which hardly anything is left to the decision."""
   rows = [row for row in metrics(tenth) if row['stage'] == 'search']
   costs = [row['target']['macs'] for row in rows]
-  assert costs[0] > 2
-  assert 0.5 < costs[-1] < 1.7
+  assert 3 < costs[0] < 5  # 0.1 ** (1 - 1/4 / 0.6), and less by a step
+  assert costs[-1] == pytest.approx(1, abs=0.02)
   assert all(
     'target' not in r for r in metrics(tenth) if r['stage'] != 'search'
   )
@@ -65,7 +65,7 @@ def test_the_cost_falls_to_the_target_in_the_search(tenth):
 @pytest.mark.slow
 @pytest.mark.xdist_group('target')
 def test_killed_in_the_search_and_after_the_cut(tenth, tmp_path):
-  """The multipliers are part of the checkpoint."""
+  """Within an epoch, as the cost is held by the step."""
   flags, workdir = ('--config.target.macs=0.1',), tmp_path / 'run'
   for line in ('search 3/', 'pruned to', 'finetune 1/'):
     at = in_process.at_line(line, in_process.kill)

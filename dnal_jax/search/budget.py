@@ -1,15 +1,22 @@
-"""A target for what a network costs: its penalty in the search, its decision.
+"""A target for what a network costs: how a search holds it, what is kept.
 
-Ours; not in the paper. In the search, a cost C (`cost.Cost`) of the soft gates
-is held at a level that falls from that of the full network to the target, by
+Ours; not in the paper. In the search, the gates are
 
-    w * log(C / level),   w = max(0, m + log(C / level)),
+    g = sigmoid(delta * (s - t)),
 
-whose multiplier m grows by `RATE` * log(C / level) over the search while the
-cost is above the level, and shrinks below it (the augmented Lagrangian method),
-so that short searches get to the target as long ones do. At the end, gates are
-ranked by their logits, and as many channels are kept as the exact cost of the
-target allows.
+where one number t for all of them is such that a cost C (`cost.Cost`) of these
+soft gates equals a level, which falls from that of the full network to the
+target. So t depends on the logits, and the gradient of the loss L is
+
+    dL/ds - w * dC/ds,   w = sum(dL/ds) / sum(dC/ds)  at fixed t:
+
+along the surface of equal cost. A gate opens where it lowers the loss by more
+per unit of cost than the others do; there is no weight to choose. With several
+costs, t is the largest of theirs, and that cost is C. The logits are stored
+less t, so that the gates of a step are sigmoid(delta * s) as without a target.
+
+At the end, gates are ranked by their logits, and as many channels are kept as
+the exact cost of the target allows.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,13 +36,12 @@ from dnal_jax.limits import Range
 # The level has reached the target after this share of the search, so that the
 # rest of it can settle there.
 SETTLED = 0.6
-RATE = 10.0
-MAX_MULTIPLIER = 20.0
-# Below this share of the limit a cost is not told from less.
-LEAST = 1e-3
+# Halvings of the interval in which t is.
+HALVINGS = 24
 # Channels are added back until the cost is this share of its target.
 CLOSE = 0.999
 
+Logits = Mapping[str, jax.Array]  # gate path -> [n] float32
 Scores = Mapping[str, np.ndarray]  # gate path -> [n], the larger the better
 Masks = dict[str, np.ndarray]  # gate path -> [n] int64, 0 or 1
 
@@ -97,20 +103,6 @@ class Target:
     return Budget(graph, tuple(costs), tuple(most))
 
 
-def initial_multipliers(target: Target) -> jax.Array:
-  """[k] float32, for the k costs that the target limits."""
-  return jnp.zeros(sum(v is not None for v in vars(target).values()))
-
-
-def next_multipliers(
-  multipliers: jax.Array, excess: jax.Array, steps: jax.typing.ArrayLike
-) -> jax.Array:
-  """After a step, of so many in the search, in which the costs were `excess`
-  above their levels."""
-  grown = multipliers + RATE / steps * excess
-  return jnp.clip(grown, 0.0, MAX_MULTIPLIER)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Budget:
   """Costs of one network, and the most that each may be."""
@@ -121,22 +113,50 @@ class Budget:
 
   # In the search.
 
-  def excess(self, gates: Mapping[str, Any], progress: jax.Array) -> jax.Array:
-    """[k] float32, log(C / level) of each cost for soft gates by path, after
-    the share `progress` of the search."""
+  def excess(
+    self, logits: Logits, delta: jax.typing.ArrayLike, progress: jax.Array
+  ) -> jax.Array:
+    """[] float32, the largest log(C / level) of the costs, for gate logits by
+    path, after the share `progress` of the search."""
+    gates = {path: jax.nn.sigmoid(delta * s) for path, s in logits.items()}
     share = jnp.minimum(progress / SETTLED, 1.0)
     logs = []
     for cost, limit in zip(self.costs, self.limits, strict=True):
       level = (1 - share) * np.log(cost.full) + share * np.log(limit)
-      # Where all gates are closed, a cost has no logarithm.
-      soft = jnp.maximum(cost(gates), LEAST * limit)
-      logs.append(jnp.log(soft) - level)
-    return jnp.stack(logs)
+      logs.append(jnp.log(cost(gates)) - level)
+    return jnp.stack(logs).max()
 
-  def penalty(self, excess: jax.Array, multipliers: jax.Array) -> jax.Array:
-    """What is added to the loss, given [k] `excess` and multipliers."""
-    weights = jnp.maximum(multipliers + excess, 0.0)
-    return (jax.lax.stop_gradient(weights) * excess).sum()
+  def at_level(
+    self, logits: Logits, delta: jax.typing.ArrayLike, progress: jax.Array
+  ) -> dict[str, jax.Array]:
+    """The logits less the number t at which the cost is at its level."""
+    every = jnp.concatenate(list(logits.values()))
+    # Where all gates are open or closed to the last digits of float32.
+    ends = every.min() - 17 / delta, every.max() + 17 / delta
+
+    def halved(_, ends):
+      low, high = ends
+      t = (low + high) / 2
+      above = self.excess(_less(logits, t), delta, progress) > 0
+      return jnp.where(above, t, low), jnp.where(above, high, t)
+
+    low, high = jax.lax.fori_loop(0, HALVINGS, halved, ends)
+    return _less(logits, (low + high) / 2)
+
+  def along_level(
+    self,
+    grads: Logits,
+    logits: Logits,
+    delta: jax.typing.ArrayLike,
+    progress: jax.Array,
+  ) -> dict[str, jax.Array]:
+    """The gradient of the loss by logits that are `at_level`, given that at
+    fixed t."""
+    of_cost = jax.grad(self.excess)(logits, delta, progress)
+    total = sum(g.sum() for g in of_cost.values())
+    # Where every gate is open or closed, nothing moves.
+    weight = sum(g.sum() for g in grads.values()) / jnp.maximum(total, 1e-6)
+    return {path: g - weight * of_cost[path] for path, g in grads.items()}
 
   # At its end.
 
@@ -200,6 +220,10 @@ class _Group(NamedTuple):
   score: float
   gate: str
   mask: np.ndarray  # [n] int64 of the gate, 1 for these channels
+
+
+def _less(logits: Logits, t: jax.Array) -> dict[str, jax.Array]:
+  return {path: s - t for path, s in logits.items()}
 
 
 def _share_meant(asked: float) -> str:

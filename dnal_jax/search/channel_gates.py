@@ -11,13 +11,14 @@ dicts with leaves [n] float32, one leaf per gate of n channels.
 Source: Guo et al. 2022, and the authors' code for the constants.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnal_jax import nn
+from dnal_jax import nn, trees
 
 Tree = Any
 # Gates below and above are closed and open for good; others are undecided.
@@ -86,6 +87,11 @@ def by_path(gates: Tree) -> dict[str, jax.Array]:
     '/'.join(k.key for k in path[:-1]): g
     for path, g in jax.tree_util.tree_leaves_with_path(gates)
   }
+
+
+def from_paths(gates: Mapping[str, Any]) -> Tree:
+  """The tree of {path of a gate: its values}."""
+  return trees.unflatten({f'{path}/g': g for path, g in gates.items()})
 
 
 def kept_channels(gates: Tree, present: nn.Keep, known: nn.Keep) -> nn.Keep:

@@ -8,8 +8,6 @@ from dnal_jax.search import channel_gates
 from dnal_jax.training.stages import Cut, Stage
 
 HOPELESS_EPOCHS = 3
-# Share of a target below which soft gates may not be in the middle of a search.
-FAR_BELOW = 0.3
 AGAIN = (
   'What the warm-up trained is kept in the folder warmup/ of the run; search'
   ' again in a new --workdir'
@@ -49,17 +47,16 @@ def check_decided(soft: dict[str, Any], cut: Cut) -> None:
     )
 
 
-def below_target(shares: Mapping[str, float]) -> str | None:
-  """What is to be said of a search whose soft cost is so far below its target;
-  None if it is not. `shares` are costs over their limits."""
-  if max(shares.values()) >= FAR_BELOW:
+def undecided_for_target(soft: dict[str, Any], cut: Cut) -> str | None:
+  """What is to be said of a search that ends with gates by whose values the
+  target holds, but not by those of 0 and 1; None if they are few."""
+  counts = channel_gates.count_by_state(soft)
+  if 10 * counts[1] <= sum(counts):
     return None
-  costs = ' and '.join(f'{name} {s:.2g}' for name, s in shares.items())
+  cause, fix = undecided(counts, cut.searched)
   return (
-    f'as the gates are now, the network costs {costs} of its target: the search'
-    ' closes channels faster than it can tell which. Channels that fit will be'
-    ' kept in the order of their gates; more epochs of search help'
-    ' (stages.search.epochs), or a smaller stages.search.train.gates.lr.base'
+    f'{cause}; channels that fit the target are kept in the order of their'
+    f' gates, which changes what the network computes: try {fix}'
   )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dnal_jax import errors, nn, trees
+from dnal_jax import errors, nn
 from dnal_jax.graph import surgery, walk
 from dnal_jax.models import Network
 from dnal_jax.parallel import mesh
@@ -186,8 +186,8 @@ def _decide(
   else:
     by_gates: Scores = jax.device_get(channel_gates.by_path(gate_logits))
     kept = budget.decide(scores or by_gates, cut.multiple)
-    gates = trees.unflatten(
-      {f'{path}/g': mask.astype(np.float32) for path, mask in kept.items()}
+    gates = channel_gates.from_paths(
+      {path: mask.astype(np.float32) for path, mask in kept.items()}
     )
   return _Decision(gates, soft, *_keeping(model, gates))
 

@@ -15,7 +15,8 @@ import optax
 from dnal_jax import trees
 from dnal_jax.data.batches import Batch
 from dnal_jax.search import channel_gates
-from dnal_jax.search.budget import Budget, next_multipliers
+from dnal_jax.search.budget import Budget
+from dnal_jax.search.channel_gates import by_path
 from dnal_jax.training import optimizer
 from dnal_jax.training.losses import cross_entropy, distillation
 from dnal_jax.training.stages import Stage, StepHyperparams
@@ -39,8 +40,9 @@ def train_step(
   teacher_net: Any = None,  # of a stage with a teacher
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of any stage: loss = cross-entropy + lambda * penalty, with the
-  stage's `hyperparams` of the epoch; with a target, its penalty instead; with a
-  teacher, which predicts as in evaluation, a second term (`stages.Distill`).
+  stage's `hyperparams` of the epoch; with a target, no penalty, but gates held
+  at a cost (`search.budget`); with a teacher, which predicts as in evaluation,
+  a second term (`stages.Distill`).
 
   With `grad_accum_steps` N the batch is processed in N parts, each normalised
   by its own moments, in 1/N of the memory for feature maps: gradients and
@@ -49,40 +51,41 @@ def train_step(
   The network computes in the dtype of the images; parameters, statistics and
   the loss are float32. Metrics 'loss' (the cross-entropy alone) and 'correct'
   are sums over the batch; 'gate_sum' is the sum over all gates of sigmoid(s),
-  'gates' (in a search) the number that is low, undecided and high [3], 'excess'
-  (with a target) the logarithm of each cost over its level [k], all before the
-  update; 'finite' is False where the loss or a gradient is NaN or infinite.
+  'gates' (in a search) the number that is low, undecided and high [3], both
+  before the update; 'finite' is False where the loss or a gradient is NaN or
+  infinite.
   """
   paths = flat_leaves(state.params, state.gate_logits)
   rates = hyperparams.rates
   tx = optimizer.make_optimizer(stage.train, paths, steps_per_epoch, rates)
+  progress = _progress(state, stage, hyperparams, steps_per_epoch)
+  delta = _delta(stage, hyperparams, progress)
+  if budget is not None:
+    logits = budget.at_level(by_path(state.gate_logits), delta, progress)
+    state = state._replace(gate_logits=channel_gates.from_paths(logits))
   trained, frozen = split_trained(stage, state.params, state.gate_logits)
 
   loss = partial(
     _loss,
     frozen=frozen,
-    state=state,
-    progress=_progress(state, stage, hyperparams, steps_per_epoch),
-    hyperparams=hyperparams,
+    batch_stats=state.batch_stats,
+    delta=delta,
+    penalty=hyperparams.penalty,
     net=net,
     stage=stage,
-    budget=budget,
     teacher=(teacher_net, teacher_variables),
   )
   gradients = partial(jax.grad(loss, has_aux=True), trained)
   grads, batch_stats, metrics = _in_parts(gradients, batch, grad_accum_steps)
+  if budget is not None:
+    grads = _along_level(budget, grads, state.gate_logits, delta, progress)
   # The sum is not finite if any of its terms is not.
   total = metrics['loss'] + sum(g.sum() for g in grads.values())
   metrics['finite'] = jnp.isfinite(total)
   updates, opt_state = tx.update(grads, state.opt_state, trained)
   after: Any = optax.apply_updates(trained, updates)
   tree = trees.unflatten({**frozen, **after})
-  state = _advanced(state, tree, batch_stats, opt_state, stage.ema)
-  if budget is not None:
-    steps = _stage_steps(hyperparams, steps_per_epoch)
-    multipliers = next_multipliers(state.multipliers, metrics['excess'], steps)
-    state = state._replace(multipliers=multipliers)
-  return state, metrics
+  return _advanced(state, tree, batch_stats, opt_state, stage.ema), metrics
 
 
 def _advanced(
@@ -113,12 +116,32 @@ def _progress(
   depends on it."""
   if not stage.by_step:
     return jnp.zeros(())
-  return (state.step + 1) / _stage_steps(hyperparams, steps_per_epoch)
-
-
-def _stage_steps(hyperparams: StepHyperparams, steps_per_epoch: int) -> Any:
   assert hyperparams.epochs is not None
-  return hyperparams.epochs * steps_per_epoch
+  return (state.step + 1) / (hyperparams.epochs * steps_per_epoch)
+
+
+def _delta(
+  stage: Stage, hyperparams: StepHyperparams, progress: jax.Array
+) -> Any:
+  """The steepness of the gates in this step; None: they are open."""
+  if not stage.searches or stage.delta_by == 'epoch':
+    return hyperparams.delta
+  assert hyperparams.delta_end is not None
+  return hyperparams.delta_end**progress
+
+
+def _along_level(
+  budget: Budget,
+  grads: dict[str, Any],
+  gate_logits: Any,
+  delta: Any,
+  progress: jax.Array,
+) -> dict[str, Any]:
+  """The gradients {path: leaf}, those of the gates held at a cost."""
+  tree = trees.unflatten(grads)
+  of_gates, logits = by_path(tree.get('gates', {})), by_path(gate_logits)
+  of_gates = budget.along_level(of_gates, logits, delta, progress)
+  return trees.flatten({**tree, 'gates': channel_gates.from_paths(of_gates)})
 
 
 def eval_step(
@@ -143,27 +166,22 @@ def _loss(
   batch: Batch,
   *,
   frozen: dict[str, Any],
-  state: TrainState,
-  progress: jax.Array,
-  hyperparams: StepHyperparams,
+  batch_stats: Any,
+  delta: Any,
+  penalty: Any,
   net: Any,
   stage: Stage,
-  budget: Budget | None,
   teacher: tuple[Any, Any],  # a network and its variables
 ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
   """The loss as a function of the leaves that train; beside it the updated
   statistics and the metrics."""
   tree = trees.unflatten({**trained, **frozen})
   gate_logits = tree.get('gates', {})
-  delta: Any = hyperparams.delta
-  if stage.searches and stage.delta_by == 'step':
-    assert hyperparams.delta_end is not None
-    delta = hyperparams.delta_end**progress
   gates = channel_gates.gate_values(gate_logits, delta)
   variables = {
     'params': tree['params'],
     'gates': gates,
-    'batch_stats': state.batch_stats,
+    'batch_stats': batch_stats,
   }
   logits, updated = net.apply(
     variables, batch.image, train=True, mutable=['batch_stats']
@@ -183,12 +201,9 @@ def _loss(
     losses = (1 - distill.weight) * losses + distill.weight * learned
   if stage.searches:
     metrics['gates'] = channel_gates.count_by_state(gates)
-  if budget is None:
-    total = losses.mean() + hyperparams.penalty * gate_sum
-  else:
-    excess = budget.excess(channel_gates.by_path(gates), progress)
-    total = losses.mean() + budget.penalty(excess, state.multipliers)
-    metrics['excess'] = excess
+  total = losses.mean()
+  if not stage.target:
+    total = total + penalty * gate_sum
   return total, (updated['batch_stats'], metrics)
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from dnal_jax import trees
-from dnal_jax.search import budget
 from dnal_jax.training import optimizer
 from dnal_jax.training.stages import Stage
 
@@ -21,8 +20,6 @@ class TrainState(NamedTuple):
   opt_state: Any  # over the leaves that the stage trains
   # Running average of (params, batch_stats); () in a stage without one.
   average: tuple[Any, Any] | tuple[()] = ()
-  # [k] float32 of the k costs of a target (`search.budget`); () without one.
-  multipliers: Any = ()
 
   @property
   def result(self) -> tuple[Any, Any]:
@@ -58,7 +55,6 @@ def create_train_state(
     batch_stats,
     tx.init(trained),
     average,
-    budget.initial_multipliers(stage.target) if stage.target else (),
   )
 
 
