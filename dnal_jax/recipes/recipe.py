@@ -9,6 +9,7 @@ to 1e4; and the threshold 0.9.
 
 from collections.abc import Mapping
 import functools
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -69,7 +70,8 @@ def add_stages(
 
   Variants: '' is the paper's warm-up, search and fine-tuning. 'target' is ours:
   the search holds the cost at config.target, which has to be set, in place of
-  the penalty; weights train on in it, and delta grows by the step. In
+  the penalty; all weights train on in it, at the rate with which the warm-up
+  ends, and delta grows by the step. In
   'baseline' the full network trains without gates, in 'uniform' (ours) one that
   costs config.target and has the same share of channels everywhere.
 
@@ -91,7 +93,9 @@ def add_stages(
   config.stages = ConfigDict(
     {
       'warmup': weights(*warmup),
-      'search': _searching(config, weight_decay, search, to_target),
+      'search': _searching(
+        config, weight_decay, search, warmup[1] if to_target else None
+      ),
       'finetune': {
         **weights(*finetune),
         'distill': _references(config.distill),
@@ -141,8 +145,11 @@ def _references(group: Any) -> dict[str, Any]:
 
 
 def _searching(
-  config: ConfigDict, weight_decay: float, epochs: int, to_target: bool
+  config: ConfigDict, weight_decay: float, epochs: int, warmup_lr: Any
 ) -> dict[str, Any]:
+  """`warmup_lr` None: as in the paper; else weights go on at its last rate."""
+  to_target = warmup_lr is not None
+
   def group(match, base=0.01, decay=0.0):
     return {
       'match': match,
@@ -152,9 +159,12 @@ def _searching(
     }
 
   groups = {'gates': group('gates/.*')}
-  groups['head'] = group('params/head/.*')
   if to_target:
-    groups['weights'] = group('params/(?!head/).*', 0.02, weight_decay)
+    groups['weights'] = group(
+      'params/.*', _last_rate(**warmup_lr), weight_decay
+    )
+  else:
+    groups['head'] = group('params/head/.*')
   return {
     'epochs': epochs,
     # 1e4 is the paper's; at 300 gates stay trainable to the end.
@@ -165,6 +175,15 @@ def _searching(
     'label_smoothing': config.get_ref('label_smoothing'),
     'train': groups,
   }
+
+
+def _last_rate(
+  schedule: str, base: float, end: float = 1.0, drops: Any = (), **_: Any
+) -> float:
+  """The learning rate at the end of a stage."""
+  if schedule == 'cosine':
+    return round(base / 2 * (1 + math.cos(math.pi * end)), 9)
+  return base / 10 ** len(drops)
 
 
 def cosine(base: float, begin: float = 0.0, end: float = 1.0) -> dict[str, Any]:
