@@ -148,7 +148,7 @@ def test_the_level_falls_to_the_target_and_stays():
   one = Target(macs=0.1).budget(graph, graph)
   open_ = {g: jnp.full(len(ids), 30.0) for g, ids in graph.gates.items()}
   for progress, share in ((0.0, 0), (0.3, 1 / 2), (0.6, 1), (1.0, 1)):
-    got = one.excess(open_, 1.0, jnp.array(progress))
+    got = jax.jit(one.excess)(open_, 1.0, jnp.array(progress))
     assert got == pytest.approx(-share * np.log(0.1), abs=1e-5)
 
 
@@ -160,13 +160,21 @@ def test_gates_are_held_at_the_level(name, delta):
   *_, graph = network(name)
   both = Target(macs=0.2, params=0.3).budget(graph, graph)
   rng = np.random.default_rng(0)
+
+  @jax.jit
+  def held(logits, *at):
+    after = both.at_level(logits, *at)
+    return after, both.excess(after, *at)
+
   for progress, scale in ((0.01, 0.0), (0.3, 1.0), (1.0, 0.1), (1.0, 5.0)):
     before = logits_of(graph, rng, scale)
     before = {gate: s - 40.0 for gate, s in before.items()}
-    after = jax.jit(both.at_level)(before, delta, jnp.array(progress))
-    moved = np.concatenate([after[gate] - before[gate] for gate in before])
+    after, excess = held(before, delta, jnp.array(progress))
+    moved = np.concatenate(
+      [np.array(after[gate]) - np.array(before[gate]) for gate in before]
+    )
     np.testing.assert_allclose(moved, moved[0], atol=1e-4)
-    assert abs(both.excess(after, delta, jnp.array(progress))) < 0.01
+    assert abs(excess) < 0.01
   gates = {gate: jax.nn.sigmoid(delta * s) for gate, s in after.items()}
   assert max(both.shares(gates)) == pytest.approx(1, abs=0.01)
 
@@ -193,7 +201,8 @@ def test_the_gradient_at_the_level_is_that_of_what_is_trained(name):
       patch.setattr(budget, 'HALVINGS', 60)
       at_level = jax.jit(lambda logits: held.at_level(logits, *at))
       logits = at_level(logits_of(graph, rng))
-      got = held.along_level(jax.grad(loss)(logits), logits, *at)
+      along = jax.jit(held.along_level)
+      got = along(jax.jit(jax.grad(loss))(logits), logits, *at)
       for _ in range(3):
         way, step = logits_of(graph, rng), 1e-5
         ahead, back = (
@@ -201,8 +210,8 @@ def test_the_gradient_at_the_level_is_that_of_what_is_trained(name):
           for sign in (step, -step)
         )
         wanted = (ahead - back) / (2 * step)
-        along = sum((got[gate] * way[gate]).sum() for gate in way)
-        assert along == pytest.approx(float(wanted), rel=1e-5, abs=1e-7)
+        found = sum(np.vdot(got[gate], way[gate]) for gate in way)
+        assert found == pytest.approx(float(wanted), rel=1e-5, abs=1e-7)
 
 
 def test_gates_that_are_all_closed_come_back_to_the_level():
@@ -213,7 +222,7 @@ def test_gates_that_are_all_closed_come_back_to_the_level():
   for s in (1.0, -1.0):
     equal = {gate: jnp.full(len(ids), s) for gate, ids in graph.gates.items()}
     level = jax.jit(held.at_level)(equal, *at)
-    assert abs(held.excess(level, *at)) < 0.1
+    assert abs(jax.jit(held.excess)(level, *at)) < 0.1
     got = jax.jit(held.along_level)(equal, level, *at)
     assert all(np.isfinite(g).all() for g in got.values())
 

@@ -62,7 +62,7 @@ def test_the_cost_falls_to_the_target_in_the_search(tenth):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group('target')
 def test_killed_in_the_search_and_after_the_cut(tenth, tmp_path):
   """Within an epoch, as the cost is held by the step."""
