@@ -35,6 +35,7 @@ import traceback
 from damage_targets import TARGETS, Target
 
 from dnal_jax import errors
+from dnal_jax.parallel import streams
 
 POINTER = (
   b'version https://git-lfs.github.com/spec/v1\n'
@@ -102,6 +103,7 @@ def outcome(target: Target, root: pathlib.Path, right: str) -> str:
 def trial(name: str, times: int, seed: int) -> collections.Counter[str]:
   """Does so many damages; counts outcomes, and prints those that are wrong."""
   target, rng = TARGETS[name], random.Random(seed)
+  streams.quiet_orbax()  # as `cli.main` does
   found = collections.Counter()
   with tempfile.TemporaryDirectory() as directory:
     original = pathlib.Path(directory, 'original')

@@ -77,8 +77,7 @@ def main(
   flags.FLAGS.mark_as_parsed()  # of absl and other libraries, as they are
   logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)  # tensorflow-datasets logs much
-  logging.get_absl_logger().addFilter(_is_not_of_orbax)
-  sys.unraisablehook = _report_unraisable
+  streams.quiet_orbax()
   try:
     run(body, flag_values)
   except SystemExit as end:
@@ -238,20 +237,3 @@ def _help(body: Callable[..., None], flag_values: flags.FlagValues) -> str:
       subsequent_indent=' ' * 6,
     )
   return '\n'.join([*lines, _OVERRIDES * ('config' in flag_values)])
-
-
-def _is_not_of_orbax(record: Any) -> bool:
-  """Orbax logs each error that it raises, and a run that reads the checkpoint
-  before a damaged one reports that itself."""
-  return '/orbax/' not in record.pathname
-
-
-def _report_unraisable(unraisable: Any) -> None:
-  """Python's own hook, but silent about tensorstore's threads: after a save has
-  failed, each of its other writes finds orbax's event loop closed, hundreds of
-  times."""
-  error = unraisable.exc_value
-  if not (
-    isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
-  ):
-    sys.__unraisablehook__(unraisable)

@@ -12,8 +12,9 @@ from absl import logging as absl_logging
 from commands import ROOT, run_here
 import pytest
 
-from dnal_jax import cli, errors, summary
+from dnal_jax import errors, summary
 from dnal_jax.config import read_config
+from dnal_jax.parallel import streams
 
 
 def command(end):
@@ -97,7 +98,21 @@ def test_of_absl_messages_those_of_orbax_alone_are_hidden(path, shown):
   record = logging.LogRecord(
     'absl', absl_logging.ERROR, path, 1, 'message', (), None
   )
-  assert cli._is_not_of_orbax(record) == shown
+  assert streams._is_not_of_orbax(record) == shown
+
+
+@pytest.mark.parametrize(
+  ('message', 'shown'),
+  [
+    ('Future exception was never retrieved\nfuture: <Future ...>', False),
+    ('Task was destroyed but it is pending!', True),
+  ],
+)
+def test_of_asyncio_those_of_lost_futures_are_hidden(message, shown):
+  record = logging.LogRecord(
+    'asyncio', logging.ERROR, 'asyncio/base_events.py', 1, message, (), None
+  )
+  assert streams._is_retrieved(record) == shown
 
 
 @pytest.mark.parametrize(

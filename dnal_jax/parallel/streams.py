@@ -9,6 +9,7 @@ Imports the standard library only.
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from typing import Any
@@ -43,6 +44,36 @@ def quiet_tensorflow() -> None:
   if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':  # as jax sets it
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # logs two lines
+
+
+def quiet_orbax() -> None:
+  """Has orbax, its event loop and tensorstore's threads not print what orbax
+  raises anyway, and a run reports. To be called once absl is imported."""
+  logging.getLogger('absl').addFilter(_is_not_of_orbax)
+  logging.getLogger('asyncio').addFilter(_is_retrieved)
+  sys.unraisablehook = _report_unraisable
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+  """A run that reads the checkpoint before a damaged one reports it itself."""
+  return '/orbax/' not in record.pathname
+
+
+def _is_retrieved(record: logging.LogRecord) -> bool:
+  """Of the arrays that cannot be read, orbax raises the first; errors of the
+  others are left in futures, a screen for each."""
+  return not record.getMessage().startswith('Future exception was never')
+
+
+def _report_unraisable(unraisable: Any) -> None:
+  """Python's own hook, but silent about tensorstore's threads: after a save has
+  failed, each of its other writes finds orbax's event loop closed, hundreds of
+  times."""
+  error = unraisable.exc_value
+  if not (
+    isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
+  ):
+    sys.__unraisablehook__(unraisable)
 
 
 class _Lossy(io.FileIO):
