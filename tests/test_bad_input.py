@@ -146,6 +146,9 @@ def test_missing_or_broken_files_are_named(tmp_path):
     dnal_jax.load(tmp_path / 'none')
   with pytest.raises(errors.UserError, match=r'architecture\.json'):
     dnal_jax.load(tmp_path)
+  (tmp_path / 'config.json').write_text('{}')
+  with pytest.raises(errors.UserError, match='a run that has not finished; th'):
+    dnal_jax.load(tmp_path)
   (tmp_path / 'architecture.json').write_text('{')
   with pytest.raises(errors.UserError, match='is not JSON'):
     dnal_jax.load(tmp_path)

@@ -198,7 +198,7 @@ def test_the_gradient_at_the_level_is_that_of_what_is_trained(name):
       )
 
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(budget, 'HALVINGS', 60)
+      patch.setattr(budget, 'BISECTION_STEPS', 60)
       at_level = jax.jit(lambda logits: held.at_level(logits, *at))
       logits = at_level(logits_of(graph, rng))
       along = jax.jit(held.along_level)

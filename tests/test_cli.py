@@ -8,7 +8,6 @@ import sys
 import types
 
 from absl import flags
-from absl import logging as absl_logging
 from commands import ROOT, run_here
 import pytest
 
@@ -88,31 +87,24 @@ def test_flags_do_not_outlive_a_command():
 
 
 @pytest.mark.parametrize(
-  ('path', 'shown'),
+  ('logger', 'path', 'message', 'shown'),
   [
-    ('site-packages/orbax/checkpoint/_src/metadata.py', False),
-    ('site-packages/tensorflow_datasets/core/reader.py', True),
+    ('absl', 'orbax/checkpoint/_src/metadata.py', 'damaged', False),
+    ('absl', 'tensorflow_datasets/core/reader.py', 'damaged', True),
+    ('asyncio', 'base_events.py', 'Future exception was never ret...', False),
+    ('asyncio', 'base_events.py', 'Task was destroyed but it is pe...', True),
   ],
 )
-def test_of_absl_messages_those_of_orbax_alone_are_hidden(path, shown):
-  record = logging.LogRecord(
-    'absl', absl_logging.ERROR, path, 1, 'message', (), None
-  )
-  assert streams._is_not_of_orbax(record) == shown
-
-
-@pytest.mark.parametrize(
-  ('message', 'shown'),
-  [
-    ('Future exception was never retrieved\nfuture: <Future ...>', False),
-    ('Task was destroyed but it is pending!', True),
-  ],
-)
-def test_of_asyncio_those_of_lost_futures_are_hidden(message, shown):
-  record = logging.LogRecord(
-    'asyncio', logging.ERROR, 'asyncio/base_events.py', 1, message, (), None
-  )
-  assert streams._is_retrieved(record) == shown
+def test_of_what_libraries_log_what_orbax_raises_is_hidden(
+  logger, path, message, shown, monkeypatch
+):
+  log = logging.getLogger(logger)
+  monkeypatch.setattr(log, 'filters', [])
+  monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
+  streams.quiet_orbax()
+  path = f'site-packages/{path}'
+  record = logging.LogRecord(logger, logging.ERROR, path, 1, message, (), None)
+  assert bool(log.filter(record)) == shown
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def test_a_flag_for_a_target_chooses_the_variant(tmp_path):
     ('data.flp', '; did you mean data.flip? --list-overrides lists all'),
     ('flip', '; did you mean data.flip? '),  # at another place
     ('data.seed', '; did you mean seed? '),
+    ('traget.macs', '; did you mean target.macs? '),
     ('stages.serch.epochs', '; did you mean stages.search.epochs? '),
     ('accumulate', '; did you mean grad_accum_steps? '),  # of version 1
     ('network.nope', '; network has name, width; --list-overrides lists all'),

@@ -112,6 +112,7 @@ def test_rows_of_the_benchmark_are_what_they_say(tenth):
 def test_targets_that_cannot_be_reached_are_refused_at_the_start(tmp_path):
   for flag, message in (
     ('--config.target.macs=1e-5', 'cannot have less than 1,522 macs'),
+    ('--config.target.macs=50', 'for 50 per cent give 0.5; else give more'),
     ('--config.target.macs=9e9', 'more than the 2,379,008 macs of the full'),
     ('--config.target.macs=-1.0', 'macs is -1.0; it must be above 0'),
     ('--config.seed=1', 'target has no value, and there is no penalty either'),

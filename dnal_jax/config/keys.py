@@ -22,8 +22,8 @@ def check_key(config: Mapping[str, Any], key: str) -> None:
   """Raises UserError unless a config has `key`, such as 'data.image'; names
   keys like it, wherever they are, or those that there are in its place."""
   value, above = config, ''
-  names_of_key = key.split('.')
-  for depth, name in enumerate(names_of_key):
+  parts = key.split('.')
+  for depth, name in enumerate(parts):
     if not isinstance(value, Mapping):
       return  # ml_collections knows elements of tuples, and refuses others
     name = name.partition('[')[0]
@@ -34,7 +34,7 @@ def check_key(config: Mapping[str, Any], key: str) -> None:
       like = [known for known in names if names[known] in near]
       here = [known for known in like if known.rpartition('.')[0] == above]
       like = here or like
-      rest = '.'.join(names_of_key[depth + 1 :])
+      rest = '.'.join(parts[depth + 1 :])
       like = [f'{k}.{rest}' if f'{k}.{rest}' in names else k for k in like]
       hint = f'did you mean {" or ".join(like[:4])}?'
       if not like:

@@ -24,12 +24,9 @@ from dnal_jax import errors
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _listens = threading.Event()
-_run_began = threading.Event()
 _ending = threading.Lock()  # never released
-
-
-def _what_the_run_does() -> str:
-  return 'ending'
+# Says what the first signal makes the run do; None: no run has begun.
+_run_reaction: Callable[[], str] | None = None
 
 
 def heeded() -> list[signal.Signals]:
@@ -54,24 +51,23 @@ def listen() -> None:
   _listens.set()
 
 
-def begin_run(what: Callable[[], str]) -> bool:
+def begin_run(reaction: Callable[[], str]) -> bool:
   """To be called by a run that handles the first signal by itself from now on.
 
   Returns whether this process listens. If so, it has nothing to do but the run,
-  whose handlers may stay when the run has ended; and the first signal is
-  announced here, with `what` the run does then, as the main thread may be
+  whose handlers may stay when the run has ended. The first signal is then
+  announced from here with the words of `reaction`, as the main thread may be
   compiling for a minute.
   """
-  global _what_the_run_does
-  _what_the_run_does = what
-  _run_began.set()
+  global _run_reaction
+  _run_reaction = reaction
   return _listens.is_set()
 
 
-def announce_first(number: int, what: str) -> None:
-  """Says what is done about the first signal."""
+def announce_first(number: int, reaction: str) -> None:
+  """Writes a line about the first signal and the reaction to it."""
   name = signal.Signals(number).name
-  announce(f'{name}: {what}; once more leaves at once')
+  announce(f'{name}: {reaction}; once more leaves at once')
 
 
 def obey_as_process_1() -> None:
@@ -110,12 +106,12 @@ def _watch(pipe: int) -> None:
   while True:
     for number in os.read(pipe, 16):
       if number in _STOP:
-        if not _run_began.is_set():
+        if _run_reaction is None:
           _end_before_run(number, None)
         elif signalled:
           leave(number)
         else:
-          announce_first(number, _what_the_run_does())
+          announce_first(number, _run_reaction())
         signalled = True
 
 

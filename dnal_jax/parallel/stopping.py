@@ -33,7 +33,7 @@ class StopSignal:
     if threading.current_thread() is threading.main_thread():
       for number in signals.heeded():
         self._before[number] = signal.signal(number, self._on_signal)
-      self._announced = signals.begin_run(self._what_it_does)
+      self._announced = signals.begin_run(self._reaction)
       if self._announced:
         self._before = {}
     return self
@@ -49,9 +49,9 @@ class StopSignal:
       return signals.leave(number)
     self._signalled = True
     if not self._announced:
-      signals.announce_first(number, self._what_it_does())
+      signals.announce_first(number, self._reaction())
 
-  def _what_it_does(self) -> str:
+  def _reaction(self) -> str:
     return 'stopping after this step, and saving' if self._entered else 'ending'
 
   def vote(self) -> jax.typing.ArrayLike:

@@ -50,7 +50,7 @@ def quiet_orbax() -> None:
   """Has orbax, its event loop and tensorstore's threads not print what orbax
   raises anyway, and a run reports. To be called once absl is imported."""
   logging.getLogger('absl').addFilter(_is_not_of_orbax)
-  logging.getLogger('asyncio').addFilter(_is_retrieved)
+  logging.getLogger('asyncio').addFilter(_is_not_a_lost_future)
   sys.unraisablehook = _report_unraisable
 
 
@@ -59,9 +59,9 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
   return '/orbax/' not in record.pathname
 
 
-def _is_retrieved(record: logging.LogRecord) -> bool:
+def _is_not_a_lost_future(record: logging.LogRecord) -> bool:
   """Of the arrays that cannot be read, orbax raises the first; errors of the
-  others are left in futures, a screen for each."""
+  others stay in futures, about which asyncio logs a screen each."""
   return not record.getMessage().startswith('Future exception was never')
 
 

@@ -71,9 +71,9 @@ def add_stages(
   Variants: '' is the paper's warm-up, search and fine-tuning. 'target' is ours:
   the search holds the cost at config.target, which has to be set, in place of
   the penalty; all weights train on in it, at the rate with which the warm-up
-  ends, and delta grows by the step. In
-  'baseline' the full network trains without gates, in 'uniform' (ours) one that
-  costs config.target and has the same share of channels everywhere.
+  ends, and delta grows by the step. In 'baseline' the full network trains
+  without gates, in 'uniform' (ours) one that costs config.target and has the
+  same share of channels everywhere.
 
   Raises:
     ValueError: there is no such variant.

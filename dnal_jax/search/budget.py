@@ -36,8 +36,8 @@ from dnal_jax.limits import Range
 # The level has reached the target after this share of the search, so that the
 # rest of it can settle there.
 SETTLED = 0.6
-# Halvings of the interval in which t is.
-HALVINGS = 24
+# Steps of the bisection for t.
+BISECTION_STEPS = 24
 # Channels are added back until the cost is this share of its target.
 CLOSE = 0.999
 
@@ -86,7 +86,8 @@ class Target:
           f"{given}, but '{network}' cannot have less than {int(cost(least)):,}"
           f' {cost.name} ({int(cost(least)) / cost.full:.2g} of the full'
           f' network), with {channels} for each gate that nothing bypasses;'
-          f' {_share_meant(asked)}give more, or choose another network or width'
+          f' {_percent_hint(asked)}give more, or choose another network or'
+          ' width'
         )
 
   def budget(self, graph: walk.Graph, full: walk.Graph) -> 'Budget | None':
@@ -137,11 +138,11 @@ class Budget:
     def halved(_, ends):
       low, high = ends
       t = (low + high) / 2
-      above = self.excess(_less(logits, t), delta, progress) > 0
+      above = self.excess(_minus(logits, t), delta, progress) > 0
       return jnp.where(above, t, low), jnp.where(above, high, t)
 
-    low, high = jax.lax.fori_loop(0, HALVINGS, halved, ends)
-    return _less(logits, (low + high) / 2)
+    low, high = jax.lax.fori_loop(0, BISECTION_STEPS, halved, ends)
+    return _minus(logits, (low + high) / 2)
 
   def along_level(
     self,
@@ -150,8 +151,8 @@ class Budget:
     delta: jax.typing.ArrayLike,
     progress: jax.Array,
   ) -> dict[str, jax.Array]:
-    """The gradient of the loss by logits that are `at_level`, given that at
-    fixed t."""
+    """The gradient of loss(at_level(logits)) at logits that are at the level,
+    given `grads`, that of loss(logits)."""
     of_cost = jax.grad(self.excess)(logits, delta, progress)
     total = sum(g.sum() for g in of_cost.values())
     # Where every gate is open or closed, nothing moves.
@@ -222,12 +223,12 @@ class _Group(NamedTuple):
   mask: np.ndarray  # [n] int64 of the gate, 1 for these channels
 
 
-def _less(logits: Logits, t: jax.Array) -> dict[str, jax.Array]:
+def _minus(logits: Logits, t: jax.Array) -> dict[str, jax.Array]:
   return {path: s - t for path, s in logits.items()}
 
 
-def _share_meant(asked: float) -> str:
-  """A hint for who gave per cent, which is a number above 1."""
+def _percent_hint(asked: float) -> str:
+  """What to give instead, if the target may have been meant as per cent."""
   if not 1 < asked <= 100:
     return ''
   return f'for {asked:g} per cent give {asked / 100:g}; else '
