@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import small_sets
 
-from configs import quickstart
 import dnal_jax
 from dnal_jax import beginning, errors, status, summary, train
-from dnal_jax.config import parse_config
+from dnal_jax.config import parse_config, read_config
 from dnal_jax.data import Data, sources
 from dnal_jax.parallel import compile_cache, mesh
 from dnal_jax.workdir import architecture, data_file
@@ -136,7 +135,7 @@ def use_compiled(root) -> str:
 
 
 def config() -> dict[str, Any]:
-  values = quickstart.get_config()
+  values = read_config('quickstart')
   values.update_from_flattened_dict(RUN)
   return values.to_dict()
 

@@ -13,13 +13,13 @@ full network with closed gates at 0.
 """
 
 import argparse
-import importlib
 
 import contenders
 from contenders import Contender
 import timing
 
 from dnal_jax import models
+from dnal_jax.config import read_config
 from dnal_jax.cost import exact
 
 # {network: (config, batch on a CPU, {lambda: published macs})}
@@ -79,7 +79,7 @@ PUBLISHED = {
 
 def epochs_of(config):
   """{stage: epochs} of a config, including the baseline."""
-  stages = importlib.import_module(f'configs.{config}').get_config().stages
+  stages = read_config(config).stages
   return {name: stage.epochs for name, stage in stages.items()}
 
 

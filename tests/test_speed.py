@@ -55,6 +55,27 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
 
 
 @pytest.mark.slow
+def test_benchmarks_import_from_any_folder(tmp_path):
+  need_torch = {'input_pipeline', 'torch_networks'}
+  names = {file.stem for file in (ROOT / 'benchmarks').glob('*.py')}
+  names = sorted(names - need_torch)
+  program = (
+    'import importlib, sys\n'
+    f'sys.path[0] = {str(ROOT / "benchmarks")!r}\n'
+    f'for name in {names}: importlib.import_module(name)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=tmp_path,
+    env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_first_step_needs_no_tensorflow():
   """The benchmark exits with an error otherwise."""
   done = subprocess.run(
