@@ -1,7 +1,6 @@
 """Exit codes and messages of commands."""
 
 import glob
-import logging
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import pytest
 
 from dnal_jax import errors, summary
 from dnal_jax.config import read_config
-from dnal_jax.parallel import streams
 
 
 def command(end):
@@ -84,27 +82,6 @@ def test_flags_do_not_outlive_a_command():
   again = run_here(summary, config)
   assert again.code == 0
   assert again.out != ended.out
-
-
-@pytest.mark.parametrize(
-  ('logger', 'path', 'message', 'shown'),
-  [
-    ('absl', 'orbax/checkpoint/_src/metadata.py', 'damaged', False),
-    ('absl', 'tensorflow_datasets/core/reader.py', 'damaged', True),
-    ('asyncio', 'base_events.py', 'Future exception was never ret...', False),
-    ('asyncio', 'base_events.py', 'Task was destroyed but it is pe...', True),
-  ],
-)
-def test_of_what_libraries_log_what_orbax_raises_is_hidden(
-  logger, path, message, shown, monkeypatch
-):
-  log = logging.getLogger(logger)
-  monkeypatch.setattr(log, 'filters', [])
-  monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
-  streams.quiet_orbax()
-  path = f'site-packages/{path}'
-  record = logging.LogRecord(logger, logging.ERROR, path, 1, message, (), None)
-  assert bool(log.filter(record)) == shown
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 A run that loses both is in test_interrupted.py.
 """
 
+import logging
 import os
 import subprocess
 import sys
 
 from commands import ROOT
+import pytest
 
 from dnal_jax.parallel import streams
 
@@ -90,3 +92,56 @@ def test_a_process_that_jax_aborts_without_standard_error():
       (sys.executable, '-c', ABORTS), cwd=ROOT, stderr=full, check=False
     )
   assert done.returncode == 75
+
+
+READER = """
+import types
+
+@types.coroutine
+def pause():
+  yield
+
+async def read():
+  try:
+    await pause()
+  finally:
+    raise OSError('cannot read')
+"""
+
+
+@pytest.mark.parametrize(
+  ('logger', 'path', 'message', 'shown'),
+  [
+    ('absl', 'orbax/checkpoint/_src/metadata.py', 'damaged', False),
+    ('absl', 'tensorflow_datasets/core/reader.py', 'damaged', True),
+    ('asyncio', 'base_events.py', 'Future exception was never ret...', False),
+    ('asyncio', 'base_events.py', 'Task was destroyed but it is pe...', True),
+  ],
+)
+def test_of_what_libraries_log_what_orbax_raises_is_hidden(
+  logger, path, message, shown, monkeypatch
+):
+  log = logging.getLogger(logger)
+  monkeypatch.setattr(log, 'filters', [])
+  monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
+  streams.quiet_orbax()
+  path = f'site-packages/{path}'
+  record = logging.LogRecord(logger, logging.ERROR, path, 1, message, (), None)
+  assert bool(log.filter(record)) == shown
+
+
+@pytest.mark.parametrize('of_orbax', [True, False])
+def test_of_coroutines_that_are_given_up_those_of_orbax_are_hidden(
+  of_orbax, monkeypatch, capfd
+):
+  monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
+  streams.quiet_orbax()
+  name = 'orbax' if of_orbax else 'mine'
+  file = f'site-packages/{name}/serialization.py'
+  found = {}
+  exec(compile(READER, file, 'exec'), found)
+  reader = found['read']()
+  reader.send(None)
+  del reader  # closed by Python, where it raises
+  shown = capfd.readouterr().err
+  assert ('cannot read' in shown) is not of_orbax
