@@ -51,6 +51,10 @@ _WRONG_TYPE = (
     r"Unknown command line flag '(config\..*)'",
     r'--config=FILE is missing, of which --\1 changes a value',
   ),
+  (
+    r"Unknown command line flag '(\w+\.[\w.]+)'.*",
+    r'there is no flag --\1; did you mean --config.\1?',
+  ),
   (r'invalid literal for int\(\) with base 10: (.*)', r'\1 is not an integer'),
   (
     r'could not convert string to float: (.*)',

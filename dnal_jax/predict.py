@@ -8,9 +8,9 @@ upright as cameras note in JPEGs (Exif), then resized, cropped and normalised as
 in the run's own evaluation.
 
 Prints a line for each image, with the five most probable classes; with --json
-an object {file, top: [{class, probability}, ...]}. A file that cannot be
-decoded is named on standard error, the others are classified, and the exit code
-is 2.
+an object {file, top: [{class, probability}, ...]}. A file that is missing or
+cannot be decoded is named on standard error, the others are classified, and the
+exit code is 2.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,6 +35,27 @@ cli.define_config(
 _JSON = flags.DEFINE_bool(
   'json', False, 'Print JSON, an object for each image.', flag_values=FLAGS
 )
+
+
+def _found(names: Sequence[str]) -> tuple[list[pathlib.Path], list[str]]:
+  """The files that are named, and the names that stand for none, which are
+  printed.
+
+  Raises:
+    UserError: no name stands for a file.
+  """
+  files, lost = [], []
+  for name in names:
+    try:
+      files += image_files.find(name)
+    except errors.UserError as error:
+      if len(names) == 1:
+        raise
+      print(f'skipped: {error}', file=sys.stderr)
+      lost.append(name)
+  if not files:
+    raise errors.UserError('none of the names that were given is of an image')
+  return files, lost
 
 
 def _decoded(
@@ -71,7 +92,7 @@ def body(argv: Sequence[str]) -> None:
     raise errors.UserError(
       f"'{workdir}' is a file; the folder of a run comes first: DIR FILE..."
     )
-  files = image_files.find(argv[2:])
+  files, lost = _found(argv[2:])
   model = saved_model.load(workdir)
   channels = model.preprocessing.image_shape[2]
   image_files.check_channels(channels)
@@ -81,7 +102,7 @@ def body(argv: Sequence[str]) -> None:
       ' classes are shown by their numbers, from 0',
       file=sys.stderr,
     )
-  broken, size = 0, saved_model.BATCH
+  skipped, size = len(lost), saved_model.BATCH
   with tqdm.tqdm(
     total=len(files), unit=' images', leave=False, disable=None
   ) as bar:
@@ -90,12 +111,12 @@ def body(argv: Sequence[str]) -> None:
       found = model.predict(_decoded(chunk, channels, done))
       for file, top in zip(done, found.top(), strict=True):
         tqdm.tqdm.write(_line(file, top))
-      broken += len(chunk) - len(done)
+      skipped += len(chunk) - len(done)
       bar.update(len(chunk))
-  if broken:
+  if skipped:
     raise errors.UserError(
-      f'{broken} of {len(files)} files cannot be decoded; replace or leave out'
-      ' those that were skipped'
+      f'{skipped} of {len(files) + len(lost)} files cannot be read; replace or'
+      ' leave out those that were skipped'
     )
 
 

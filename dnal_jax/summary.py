@@ -25,7 +25,11 @@ from dnal_jax.parallel import mesh
 from dnal_jax.workdir import architecture
 
 FLAGS = flags.FlagValues()
-_CONFIG = cli.define_config('Config file: configs/NAME.py.', FLAGS)
+_CONFIG = cli.define_config(
+  'Config file: configs/NAME.py, of which the unpruned network is shown; with a'
+  ' run, needed if it registers the network of the run.',
+  FLAGS,
+)
 _NETWORK = flags.DEFINE_string(
   'network', None, 'Name of a network, unpruned.', flag_values=FLAGS
 )
@@ -133,16 +137,10 @@ def _network(folder: str | None) -> tuple[Any, tuple[int, int, int]]:
     variant = models.get(_NETWORK.value)
     image_shape = (variant.image, variant.image, 3)
     return variant.build(classes=variant.classes), image_shape
-  given = None
-  if config is not None:
-    parsed = parse_config(config)
-    given = parsed.build(), parsed.image_shape
-  if file is None:
-    assert given is not None
-    return given
-  if given:
-    return architecture.read_learned(file, *given), given[1]
-  return architecture.read(file)[:2]
+  if file is not None:  # which says it all; a config registers its network
+    return architecture.read(file)[:2]
+  parsed = parse_config(config)
+  return parsed.build(), parsed.image_shape
 
 
 def _file(folder: str | None) -> pathlib.Path | None:

@@ -29,6 +29,7 @@ PLACEHOLDERS = {
   'configs/NAME.py': 'configs/quickstart.py',
   'N': '64',
   'FILE': 'configs/quickstart.py',
+  'residual.py': 'configs/mbv2_imagenet.py',  # which it begins with
 }
 
 

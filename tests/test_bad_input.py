@@ -75,6 +75,11 @@ def test_going_back_to_a_checkpoint_with_half_the_rates(tmp_path, capsys):
     ('--config.oder=x', "unknown config key 'oder'; did you mean order?"),
     ('--config.rollbacks=2', "'rollbacks'; did you mean max_nan_restarts?"),
     ('--config.target.mac=0.5', "'target.mac'; did you mean target.macs? --"),
+    ('--config.data.folder=x', 'read by configs for ImageNet: start from one'),
+    (
+      '--target.macs=0.5',
+      'no flag --target.macs; did you mean --config.target',
+    ),
     ('--config.seed=x', "config.seed=x: 'x' is not an integer"),
     ('--config.target.macs=5%', "target.macs=5%: '5%' is not a number, suc"),
     ('--config.data.crop_pad=-1', 'data.crop_pad is -1'),

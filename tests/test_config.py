@@ -212,7 +212,7 @@ def test_refused(config, path, value, message):
     ('network.width', 0.0, 'in (0, 8.0]'),
     ('network.width', 8.5, 'in (0, 8.0]'),
     ('data.image', 1025, 'in [1, 1024]'),
-    ('data.classes', 100_001, 'in [1, 100000]'),
+    ('data.classes', 1, 'in [2, 100000]'),
     ('data.validation', 0, 'at least 1'),
     ('data.train_limit', 0, 'at least 1'),
     ('data.crop_pad', -1, 'at least 0'),

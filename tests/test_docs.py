@@ -31,7 +31,7 @@ GOLDEN = ROOT / 'tests' / 'golden' / 'version_1' / 'finished'
 HERE = (  # executed by `test_commands_that_need_no_time`
   r'python -m dnal_jax\.predict ',
   r'python -m dnal_jax\.status ',
-  r'python -m dnal_jax\.summary runs/demo',
+  r'python -m dnal_jax\.summary (runs/demo|DIR)',
   r'python -m dnal_jax\.main --config=configs/quickstart\.py --list-overrides',
 )
 LONG = (  # executed by `make test-long`
@@ -45,6 +45,7 @@ ELSEWHERE = {  # executed by other tests
   r'make demo': 'test_demo.py',
   r'python -m dnal_jax\.main --config=configs/quickstart\.py '
   r'--config\.target\.macs=0\.1 --uniform --workdir=runs/demo': 'test_demo.py',
+  r'python -m dnal_jax\.main --config=residual\.py ': 'test_own_network.py',
   r'python -m dnal_jax\.main .*--config\.init_from=': 'test_target.py',
   r'python -m dnal_jax\.prepare .*imagenet2012': 'test_imagenet.py',
   r'python -m dnal_jax\.compare ': 'test_compare.py',
@@ -95,6 +96,7 @@ def folder(tmp_path):
     Image.new('L', (8, 8)).save(tmp_path / file)
   for name in ('train/ant', 'train/bee', 'val/ant', 'val/bee'):
     (tmp_path / 'images' / name).mkdir(parents=True)
+  (tmp_path / 'FOLDER').symlink_to('images')
   return tmp_path
 
 

@@ -176,7 +176,8 @@ def test_a_learned_network_and_the_largest_batch(tmp_path):
   (row,) = found['stages']
   half = models.get('vgg7_digits').build(classes=10, width=0.5)
   assert row['macs'] == 1024 * exact.count(half, (8, 8, 1)).macs
-  assert 'learned from another' in fail(*flags, '--config.network.width=0.25')
+  message = fail(*flags, '--config.network.width=0.25')
+  assert 'learned with width 1.0, and the config has 0.25; ' in message
 
 
 @needs_libtpu

@@ -67,6 +67,13 @@ def test_directories_below_a_class_belong_to_it(root, original):
   assert len(listing.sizes['train', 'bee']) == 9
 
 
+def test_a_folder_of_one_class_is_refused(root):
+  for part, name in itertools.product(('train', 'val'), ('ant', 'cow')):
+    shutil.rmtree(root / part / name, ignore_errors=True)
+  with pytest.raises(errors.UserError, match="train' has one class, 'bee'; a"):
+    folder.list_images(root)
+
+
 def test_what_is_left_out_is_counted(root, capsys):
   bees = root / 'train' / 'bee'
   for i, path in enumerate(sorted(bees.iterdir())[:5]):

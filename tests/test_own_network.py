@@ -7,7 +7,9 @@ import sys
 import textwrap
 
 from commands import ROOT, SHORT, run_here, succeed
+import examples
 from flax import linen
+from image_folder import write_folder
 import jax
 import jax.numpy as jnp
 from PIL import Image
@@ -99,7 +101,8 @@ def summary(*flags):
 def test_a_users_config_runs_and_its_folder_loads(tmp_path, mine):
   workdir, config = tmp_path / 'run', tmp_path / 'mine.py'
   config.write_text(textwrap.dedent(MINE))
-  printed = succeed(workdir, *SHORT, config=config)
+  flags = (*SHORT, '--config.network.width=1.5')
+  printed = succeed(workdir, *flags, config=config)
   assert 'tiny on digits' in printed
   with pytest.raises(errors.UserError, match=r"models\.register\('tiny', "):
     dnal_jax.load(workdir)  # the run was another process
@@ -125,6 +128,33 @@ def test_a_users_config_runs_and_its_folder_loads(tmp_path, mine):
   predicted = run_here(predict, workdir, image, f'--config={config}')
   assert predicted.code == 0, predicted.err
   assert predicted.out.startswith(f'{image}: ')
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group('streamed')
+def test_the_whole_file_of_the_docs_trains_on_a_folder(tmp_path):
+  (text,) = (
+    example.text
+    for example in examples.all_examples('python')
+    if 'class Residual' in example.text
+  )
+  (file := tmp_path / 'residual.py').write_text(text)
+  (command,) = (
+    c for c in examples.all_commands() if '--config=residual.py ' in c
+  )
+  folder = write_folder(tmp_path / 'photographs')
+  words = examples.filled_in(command, folder)
+  flags = [a for a in words if not a.startswith(('--config=', '--workdir='))][
+    3:
+  ]
+  few = (*SHORT, '--config.data.validation=5', '--config.eval_batch_size=7')
+  workdir = tmp_path / 'run'
+  printed = succeed(workdir, *flags, *few, config=file)
+  assert 'residual on' in printed
+  ended = run_here(
+    predict, workdir, folder / 'val', '--json', f'--config={file}'
+  )
+  assert (ended.code, len(ended.out.splitlines())) == (0, 7), ended.err
 
 
 @pytest.mark.usefixtures('registered')
@@ -235,3 +265,9 @@ def test_a_faulty_network_is_refused_with_the_fix(build, message):
 @pytest.mark.usefixtures('registered')
 def test_the_same_network_without_a_fault_is_accepted():
   models.register('mine', models.Variant(Faulty, image=8, classes=10))
+
+
+def test_a_width_that_is_a_number_is_refused_with_the_fix():
+  message = r"layer 'conv' has the width 8: make it with nn\.gated\(self, 'N"
+  with pytest.raises(TypeError, match=message):
+    nn.ConvBn(8, 3, name='conv')

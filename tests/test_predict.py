@@ -219,7 +219,7 @@ def test_broken_files_are_named_and_the_others_classified(folder, files):
   assert names == [str(path) for path in sorted(files.glob('?/*'))[:-1]]
   skipped, error = got.err.splitlines()
   assert skipped.startswith(f"skipped: '{files}/1/39.png' cannot be decoded (")
-  assert error.startswith('error: 1 of 40 files cannot be decoded; ')
+  assert error.startswith('error: 1 of 40 files cannot be read; ')
   (files / '1/39.png').write_text('no image')
   got = run_here(predict, folder, files / '1/39.png')
   assert (got.code, got.out) == (2, '')
@@ -227,7 +227,8 @@ def test_broken_files_are_named_and_the_others_classified(folder, files):
 
 
 def test_files_are_named_in_many_ways(folder, files):
-  """A file with any ending, a pattern; what is no file is refused at once."""
+  """A file with any ending, a pattern; what is no file is named, and the others
+  are classified."""
   (files / '0/00.png').rename(files / 'digit')
   got = run_here(predict, folder, files / 'digit', f'{files}/1/0[13].png')
   assert got.code == 0
@@ -239,9 +240,15 @@ def test_files_are_named_in_many_ways(folder, files):
     (f'{files}/x.png', 'does not exist'),
     (f'{files}/*.gif', 'is no image file, no folder with images'),
   ):
-    got = run_here(predict, folder, files / 'digit', name)
+    got = run_here(predict, folder, name)
     assert (got.code, got.out) == (2, '')
     assert f"'{name}' {message}" in got.err
+    got = run_here(predict, folder, name, files / 'digit')
+    assert got.code == 2
+    assert got.out.startswith(f'{files}/digit: ')
+    skipped, error = got.err.splitlines()
+    assert f"skipped: '{name}' {message}" in skipped
+    assert error.startswith('error: 1 of 2 files cannot be read; ')
   got = run_here(predict, folder)
   assert (got.code, got.out) == (2, '')
   assert 'DIR FILE...' in got.err

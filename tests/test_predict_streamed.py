@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import pathlib
 
 from image_folder import CLASSES, FOLDER, open_source, write_folder
 import numpy as np
@@ -43,9 +44,7 @@ def test_predictions_are_those_of_the_evaluation(root, tmp_path):
   want = evaluated(model, open_source(root), 'test')
   paths = folder.list_images(root).val.paths
   assert len(paths) == len(want) == 14
-  got = model.predict(
-    image_files.read(path, 3) for path in image_files.find(paths)
-  )
+  got = model.predict(image_files.read(pathlib.Path(path), 3) for path in paths)
   largest = abs(want).max()
   difference = abs(got.logits - want).max(1) / largest
   first, second = -np.sort(-want, 1)[:, :2].T

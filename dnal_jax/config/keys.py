@@ -17,6 +17,12 @@ RENAMED_KEYS = {
   'prune_multiple': 'channel_multiple',
 }
 
+# Keys that some configs lack, and what to do.
+_ELSEWHERE = {
+  'data.folder': 'folders of images are read by configs for ImageNet: start'
+  ' from one, such as configs/mbv2_imagenet.py;',
+}
+
 
 def check_key(config: Mapping[str, Any], key: str) -> None:
   """Raises UserError unless a config has `key`, such as 'data.image'; names
@@ -37,7 +43,9 @@ def check_key(config: Mapping[str, Any], key: str) -> None:
       rest = '.'.join(parts[depth + 1 :])
       like = [f'{k}.{rest}' if f'{k}.{rest}' in names else k for k in like]
       hint = f'did you mean {" or ".join(like[:4])}?'
-      if not like:
+      if key in _ELSEWHERE:
+        hint = _ELSEWHERE[key]
+      elif not like:
         hint = f'{above or "the config"} has {", ".join(value)};'
       raise errors.UserError(
         f"unknown config key '{key}'; {hint} {LIST_FLAG} lists all"

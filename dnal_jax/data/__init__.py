@@ -33,7 +33,7 @@ class Data:
   # Side in pixels; smaller images are padded with zeros.
   image: Annotated[int, Range(min=1, max=limits.SIDE)]
   # None: as many as the data set has.
-  classes: Annotated[int | None, Range(min=1, max=limits.CLASSES)]
+  classes: Annotated[int | None, Range(min=2, max=limits.CLASSES)]
   # Images of the training split that are held out to make choices with.
   validation: Annotated[int, Range(min=1)]
   flip: bool = False  # mirror images left to right at random, in training

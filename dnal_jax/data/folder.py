@@ -47,13 +47,18 @@ def class_names(root: pathlib.Path) -> list[str]:
   """The names of the directories in train, sorted; their indices are labels.
 
   Raises:
-    UserError: there is no directory train, or it is empty.
+    UserError: there is no directory train, or it has fewer than two classes.
   """
   names = _class_directories(root, 'train')
   if not names:
     raise errors.UserError(
       f"'{root / 'train'}' has no directories, one for each class; data.folder"
       f' must hold {_WANTED}'
+    )
+  if len(names) == 1:
+    raise errors.UserError(
+      f"'{root / 'train'}' has one class, '{names[0]}'; a classifier needs two"
+      ' or more'
     )
   return names
 

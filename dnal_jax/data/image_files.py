@@ -3,7 +3,6 @@
 H height, W width, C channels.
 """
 
-from collections.abc import Sequence
 import glob
 import pathlib
 
@@ -16,29 +15,26 @@ from dnal_jax.data import exif, folder
 _MODES = {1: 'L', 3: 'RGB'}  # channels -> Pillow's mode
 
 
-def find(names: Sequence[str]) -> list[pathlib.Path]:
-  """The files that are named: one by one, by a pattern such as 'a/*.jpg', or
-  by a folder, which stands for all images at any depth below it.
+def find(name: str) -> list[pathlib.Path]:
+  """The files that are named: a file, those of a pattern such as 'a/*.jpg', or
+  all images at any depth below a folder.
 
   Raises:
-    UserError: a name stands for no file.
+    UserError: the name stands for no file.
   """
-  found = []
-  for name in names:
-    path = paths.local('FILE', name)
-    matches = [str(path)]
-    if not path.exists():
-      matches = sorted(glob.glob(str(path), recursive=True))
-    files = [file for match in matches for file in _files(pathlib.Path(match))]
-    if not files and not path.exists() and not glob.has_magic(str(path)):
-      raise errors.UserError(f"'{name}' does not exist")
-    if not files:
-      raise errors.UserError(
-        f"'{name}' is no image file, no folder with images (they end in"
-        f" {', '.join(folder.ENDINGS)}), and no pattern such as 'DIR/*.jpg'"
-      )
-    found += files
-  return found
+  path = paths.local('FILE', name)
+  matches = [str(path)]
+  if not path.exists():
+    matches = sorted(glob.glob(str(path), recursive=True))
+  files = [file for match in matches for file in _files(pathlib.Path(match))]
+  if not files and not path.exists() and not glob.has_magic(str(path)):
+    raise errors.UserError(f"'{name}' does not exist")
+  if not files:
+    raise errors.UserError(
+      f"'{name}' is no image file, no folder with images (they end in"
+      f" {', '.join(folder.ENDINGS)}), and no pattern such as 'DIR/*.jpg'"
+    )
+  return files
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:

@@ -46,6 +46,7 @@ class ConvBn(linen.Module):
   and the output is a constant: gate * BatchNorm(bias).
 
   Raises:
+    TypeError: `width` is a number and not a `Width`.
     ValueError: `gate` is not the gate of `width`.
   """
 
@@ -57,6 +58,15 @@ class ConvBn(linen.Module):
   gate: Gate | None = None
   epsilon: float = 1e-5
   train: bool = False
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.width, Width):
+      raise TypeError(
+        f"layer '{self.name}' has the width {self.width!r}: make it with"
+        " nn.gated(self, 'NAME', N), or with nn.ungated(N) for a layer that is"
+        ' never pruned'
+      )
+    super().__post_init__()
 
   @linen.compact
   def __call__(self, m: Features) -> Features:

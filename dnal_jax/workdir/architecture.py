@@ -19,6 +19,7 @@ The file is untrusted: it is checked against this schema and against the limits
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -115,12 +116,27 @@ def read_learned(
     UserError: as `read`, or it was learned from another network.
   """
   learned, shape, *_ = read(path)
-  if (full, image_shape) != (surgery.with_keep(learned, {}), shape):
-    raise errors.UserError(
-      f"'{path}' was learned from another network, width, classes or image"
-      ' size than the config has; give the config of its run'
-    )
+  was, now = _facts(learned, shape), _facts(full, image_shape)
+  for key, value in was.items():
+    if value != now.get(key):
+      raise errors.UserError(
+        f"'{path}' was learned with {key} {short_repr(value)}, and the config"
+        f' has {short_repr(now.get(key))}; give the config of its run, with the'
+        ' same flags'
+      )
   return learned
+
+
+def _facts(
+  net: models.Network, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+  """What a network is before it is pruned."""
+  fields = {
+    field.name: getattr(net, field.name)
+    for field in dataclasses.fields(net)
+    if field.name not in ('keep', 'name', 'parent')
+  }
+  return {'network': type(net).__name__, **fields, 'images': image_shape}
 
 
 @functools.lru_cache(maxsize=16)

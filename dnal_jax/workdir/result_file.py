@@ -21,6 +21,8 @@ _COUNTS = {
   'reference_params': 'reference params *',
   'reference_macs': 'reference macs *',
 }
+# The points of top1, and what the table calls them.
+_POINTS = {'gated': 'search', 'pruned': 'masked', 'compact': 'pruned'}
 _FOOTNOTE = """\
 * counted as in the paper's tables, to be compared with those: channels whose
   gates are closed do not count, even where a shortcut keeps them"""
@@ -115,9 +117,11 @@ def closing_table(result: Mapping[str, Any]) -> str:
   lines.append('')
   for name, value in result['top1'].items():
     if value is not None:
-      lines.append(f'{"top-1 " + name:18}{percent(value):>16}')
+      label = f'top-1 {_POINTS.get(name, name)}'
+      lines.append(f'{label:18}{percent(value):>16}')
   lines.append(f'{"test top-1":18}{percent(result["test_top1"]):>16}')
-  lines.append(f'{"test top-5":18}{percent(result["test_top5"]):>16}')
+  if len(result.get('class_names') or range(6)) > 5:
+    lines.append(f'{"test top-5":18}{percent(result["test_top5"]):>16}')
   for name, one in (result.get('target') or {}).items():
     share = one['reached'] / one['limit']
     lines.append(
