@@ -16,6 +16,7 @@ def test_closing_table_shows_what_was_measured_alone():
     'network': 'n',
     'dataset': 'd',
     'seed': 0,
+    'stages': [{'steps': 1200}, {'steps': 34}],
     'baseline': counts,
     'learned': None,
     'gates': {'total': 5, 'kept': 5},
@@ -61,6 +62,7 @@ def of(final, compact, *, classes=10, reached=None):
     'dataset': 'd',
     'class_names': [str(i) for i in range(classes)],
     'seed': 0,
+    'stages': [{'steps': 1200}, {'steps': 34}],
     'baseline': counts,
     'learned': counts,
     'gates': {'total': 5, 'kept': 5},
@@ -81,7 +83,8 @@ def of(final, compact, *, classes=10, reached=None):
       of(0.9, 0.91),
       '90.00%, is below that before fine-tuning, 91.00%. Likely: ',
     ),
-    (of(0.11, 0.1), '11.00%, is about that of guessing. Likely'),
+    (of(0.11, 0.1), '11.00%, is about that of guessing. Likely the run is too'),
+    (of(0.11, 0.1), '(it had 1,234 steps)'),
     (of(0.39, 0.35, classes=3), 'guessing'),
     (of(0.9, 0.5, reached=99), None),
     (of(0.9, 0.5, reached=98), 'The cost is 98.00% of the target: no channel'),
@@ -96,6 +99,7 @@ def test_what_is_remarkable_is_said(result, remark):
   else:
     assert remark in said
   assert max(map(len, table.splitlines())) <= 80
+  assert ('test top-5' in said) == (len(result['class_names']) > 5)
   if result['target']:
     reached = result['target']['macs']['reached']
     assert f'target macs 100 {reached} {reached:.2f}%' in said

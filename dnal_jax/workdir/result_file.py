@@ -146,11 +146,13 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
   remarks = []
   final, before = result['top1']['final'], result['top1'].get('compact')
   classes = len(result.get('class_names') or ())
+  steps = sum(stage['steps'] for stage in result['stages'])
   if classes and final is not None and final < 1.2 / classes:
     remarks.append(
       f'The final accuracy, {percent(final)}, is about that of guessing. Likely'
-      ' the network is too small for the task, a learning rate is too large, or'
-      ' data.mean and data.std are not those of the images.'
+      f' the run is too short (it had {steps:,} steps), the network is too small'
+      ' for the task, a learning rate is too large, or data.mean and data.std'
+      ' are not those of the images.'
     )
   elif before is not None and final is not None and final < before - 0.005:
     remarks.append(
