@@ -79,8 +79,8 @@ PUBLISHED = {
 
 def epochs_of(config):
   """{stage: epochs} of a config, including the baseline."""
-  stages = read_config(config).stages
-  return {name: stage.epochs for name, stage in stages.items()}
+  stages = read_config(config).to_dict()['stages']
+  return {name: stage['epochs'] for name, stage in stages.items()}
 
 
 def measure(name, flags):

@@ -74,9 +74,11 @@ def summarise(net: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
       'total': sum(map(len, before.gates.values())),
       'kept': sum(map(len, after.gates.values())),
     },
-    'baseline': dataclasses.asdict(exact.count(full, image_shape)),
+    'baseline': dataclasses.asdict(exact.of_graph(before, before, full.keep)),
     'learned': (
-      dataclasses.asdict(exact.count(net, image_shape)) if net.keep else None
+      dataclasses.asdict(exact.of_graph(after, before, net.keep))
+      if net.keep
+      else None
     ),
   }
 
@@ -139,6 +141,7 @@ def _network(folder: str | None) -> tuple[Any, tuple[int, int, int]]:
     return variant.build(classes=variant.classes), image_shape
   if file is not None:  # which says it all; a config registers its network
     return architecture.read(file)[:2]
+  assert config is not None
   parsed = parse_config(config)
   return parsed.build(), parsed.image_shape
 

@@ -287,4 +287,4 @@ def test_mutations(architectures, weight_files, tmp_path):
   assert 0.01 < got['architectures_read'] / architectures < 0.5
   assert 0.1 < got['weights_read'] / weight_files < 0.9
   assert got['slowest_process_time'] < 5
-  assert got['peak_bytes'] < 2**30
+  assert got['peak_bytes'] < 2**30, got

@@ -4,7 +4,6 @@ Produced by running the network's definition on shapes alone.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 from flax import linen
@@ -71,12 +70,8 @@ class Graph:
     return tuple(shortest(self.layers['head/logits']))
 
 
-@functools.lru_cache(maxsize=16)
 def graph_of(net: Any, image_shape: tuple[int, int, int]) -> Graph:
   """Traces `net` on one image of shape (height, width, channels).
-
-  Networks that are equal share one graph, which must not be changed: tracing
-  takes seconds for a deep network, and a run asks for the same few graphs.
 
   Raises:
     UserError: the network has more than MAX_PARAMS parameters.

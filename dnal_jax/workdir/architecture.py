@@ -131,9 +131,10 @@ def _facts(
   net: models.Network, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
   """What a network is before it is pruned."""
+  module: Any = net  # Flax makes a dataclass of it
   fields = {
     field.name: getattr(net, field.name)
-    for field in dataclasses.fields(net)
+    for field in dataclasses.fields(module)
     if field.name not in ('keep', 'name', 'parent')
   }
   return {'network': type(net).__name__, **fields, 'images': image_shape}

@@ -6,7 +6,7 @@ import pathlib
 import textwrap
 from typing import Any
 
-from dnal_jax import errors
+from dnal_jax import errors, nn
 from dnal_jax.config import RunConfig
 from dnal_jax.cost import exact
 from dnal_jax.training.prune import PrunableModel
@@ -42,8 +42,11 @@ def make_result(
   `final` and `test` are evaluations (`Evaluator`) of the final network on the
   validation and on the test split.
   """
-  full = exact.count(model.full, model.image_shape)
-  learned = exact.count(model.net, model.image_shape) if run.keep else None
+  whole = model.full_graph
+  full = exact.of_graph(whole, whole, nn.KEEP_ALL)
+  learned = None
+  if run.keep:
+    learned = exact.of_graph(model.graph, whole, model.net.keep)
   return {
     'network': config.network.name,
     'dataset': config.data.title,
@@ -150,9 +153,9 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
   if classes and final is not None and final < 1.2 / classes:
     remarks.append(
       f'The final accuracy, {percent(final)}, is about that of guessing. Likely'
-      f' the run is too short (it had {steps:,} steps), the network is too small'
-      ' for the task, a learning rate is too large, or data.mean and data.std'
-      ' are not those of the images.'
+      f' the run is too short (it had {steps:,} steps), the network too small'
+      ' for the task, a learning rate too large, or data.mean and data.std are'
+      ' not those of the images.'
     )
   elif before is not None and final is not None and final < before - 0.005:
     remarks.append(
