@@ -126,15 +126,18 @@ def _beside(result: Mapping[str, Any], uniform: Mapping[str, Any]) -> str:
 
 
 def _next_commands(workdir: pathlib.Path, network: str) -> str:
-  folder, first = shlex.quote(str(workdir)), ''
+  path, first = workdir.absolute(), ''
+  folder = shlex.quote(str(path))
   if network not in zoo.NETWORKS:  # the config file registers it
     given = next(a for a in sys.argv if a.lstrip('-').startswith('config='))
-    folder += f' {shlex.quote(given)}'
-    first = f'models.register({network!r}, ...), then '
+    file = given.partition('=')[2].partition(':')[0]
+    file = str(pathlib.Path(file).absolute()) if '.py' in file else file
+    folder += f' {shlex.quote(f"--config={file}")}'
+    first = f'dnal_jax.config.read_config({file!r}), then '
   return (
-    f'\nnext: {sys.executable} -m dnal_jax.predict {folder} IMAGES'
-    f'\n      {sys.executable} -m dnal_jax.summary {folder}'
-    f"\n      or, in Python, {first}model = dnal_jax.load('{workdir}')"
+    f'\nnext: {sys.executable} -m dnal_jax.summary {folder}'
+    f'\n      {sys.executable} -m dnal_jax.predict {folder} FILE...'
+    f"\n      or, in Python, {first}model = dnal_jax.load('{path}')"
   )
 
 

@@ -91,7 +91,10 @@ def _inputs(spec: walk.LayerSpec) -> int:
 def table(summary: dict[str, Any]) -> str:
   """A summary as text."""
   learned = summary['learned']
-  lines = [*_layer_lines(summary['layers'], pruned=bool(learned)), '']
+  height, width, channels = summary['image_shape']
+  title = f'images of {height}x{width}x{channels}'
+  title += ', unpruned > pruned' * bool(learned)
+  lines = [title, *_layer_lines(summary['layers'], pruned=bool(learned)), '']
   for block, names in summary['blocks'].items() if learned else ():
     lines.append(f'{block}: {", ".join(names) or "its shortcut alone"}')
   lines += [''] * bool(learned and summary['blocks'])

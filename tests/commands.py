@@ -31,7 +31,7 @@ KEYS = {
   *('network', 'dataset', 'class_names', 'seed', 'stages', 'rollbacks'),
   *('baseline', 'learned', 'gates', 'widths', 'target', 'init_from'),
   *('top1', 'top5', 'best_checkpoint', 'compact_max_abs_diff'),
-  *('test_top1', 'test_top5'),
+  *('test_top1', 'test_top5', 'images'),
 }
 
 

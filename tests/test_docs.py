@@ -96,7 +96,8 @@ def folder(tmp_path):
     Image.new('L', (8, 8)).save(tmp_path / file)
   for name in ('train/ant', 'train/bee', 'val/ant', 'val/bee'):
     (tmp_path / 'images' / name).mkdir(parents=True)
-  (tmp_path / 'FOLDER').symlink_to('images')
+  for name in ('ant', 'bee'):
+    (tmp_path / 'FOLDER' / 'train' / name).mkdir(parents=True)
   return tmp_path
 
 

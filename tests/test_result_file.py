@@ -50,7 +50,7 @@ def test_closing_table_shows_what_was_measured_alone():
   assert 'block1/out ....................   0/4\n' in table
 
 
-def of(final, compact, *, classes=10, reached=None):
+def of(final, compact, *, classes=10, reached=None, images=5000):
   """A result with these accuracies, and macs reached of a target of 100."""
   counts = {'params': 10, 'macs': 20}
   counts |= {f'reference_{key}': value for key, value in counts.items()}
@@ -62,6 +62,7 @@ def of(final, compact, *, classes=10, reached=None):
     'dataset': 'd',
     'class_names': [str(i) for i in range(classes)],
     'seed': 0,
+    'images': {'validation': images, 'test': 1234},
     'stages': [{'steps': 1200}, {'steps': 34}],
     'baseline': counts,
     'learned': counts,
@@ -86,6 +87,8 @@ def of(final, compact, *, classes=10, reached=None):
     (of(0.11, 0.1), '11.00%, is about that of guessing. Likely the run is too'),
     (of(0.11, 0.1), '(it had 1,234 steps)'),
     (of(0.39, 0.35, classes=3), 'guessing'),
+    (of(0.54, 0.35, classes=3, images=18), 'guessing'),
+    (of(0.56, 0.35, classes=3, images=18), None),
     (of(0.9, 0.5, reached=99), None),
     (of(0.9, 0.5, reached=98), 'The cost is 98.00% of the target: no channel'),
   ],
@@ -99,6 +102,8 @@ def test_what_is_remarkable_is_said(result, remark):
   else:
     assert remark in said
   assert max(map(len, table.splitlines())) <= 80
+  assert ' images test top-1 ' in said
+  assert ' of 1,234 images' in said
   assert ('test top-5' in said) == (len(result['class_names']) > 5)
   if result['target']:
     reached = result['target']['macs']['reached']

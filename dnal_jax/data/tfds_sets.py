@@ -99,7 +99,8 @@ def prepare(
     if lacking:
       raise errors.UserError(
         f"'{tars}' lacks {' and '.join(lacking)}, which you have to"
-        ' download; put both archives there, or name another --manual_dir'
+        ' download; put both archives there, or name another --manual_dir. For'
+        ' images of your own, set data.folder'
       )
   _download(builder, where, None if tars is None else str(tars))
   return builder.data_path

@@ -174,8 +174,20 @@ def add(*branches: Features, shortcut: Features | None = None) -> Features:
 
   The result has the gates of the branches. The image reaches it unless it is
   cut off from all summands.
+
+  Raises:
+    ValueError: the maps have different positions.
   """
   maps = branches if shortcut is None else (*branches, shortcut)
+  shapes = {m.x.shape[:-1] for m in maps}
+  if len(shapes) > 1:
+    sides = ' and '.join(
+      sorted('x'.join(map(str, shape[1:])) for shape in shapes)
+    )
+    raise ValueError(
+      f'nn.add has maps of {sides} positions; where a branch has a stride, give'
+      ' shortcut=nn.subsample(m, stride, 0)'
+    )
   ids = tuple(sorted(set().union(*(m.ids for m in maps))))
   x = sum(select(m, ids).x for m in maps if m.ids or not ids)
   gates = tuple(gate for m in branches for gate in m.gates)

@@ -53,7 +53,8 @@ class Evaluator:
     return lax.fori_loop(0, batches, body, zeros)
 
   def __call__(self, net: Any, variables: Any, split: str) -> dict[str, float]:
-    """Mean loss (nats), top1 and top5 (shares of 1) over the split."""
+    """Mean loss (nats), top1 and top5 (shares of 1) over the split, and its
+    number of images."""
     return _means(
       [
         self._sums(net, variables, inputs, batches)
@@ -112,8 +113,9 @@ class Evaluator:
 
 
 def _means(sums: list[dict[str, jax.Array]]) -> dict[str, float]:
-  """The batches' weighted sums, as means over their images."""
+  """The batches' weighted sums, as means over their images; and these."""
   fetched = jax.device_get(sums)
   total = {key: sum(float(s[key]) for s in fetched) for key in fetched[0]}
   images = total.pop('images')
-  return {key: value / images for key, value in total.items()}
+  means = {key: value / images for key, value in total.items()}
+  return {**means, 'images': round(images)}

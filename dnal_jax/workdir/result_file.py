@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 import pathlib
 import textwrap
 from typing import Any
@@ -68,6 +69,7 @@ def make_result(
     'widths': _widths(model) if run.keep else None,
     'top1': {**run.result.top1, 'final': final['top1']},
     'top5': {'final': final['top5']},
+    'images': {'validation': final['images'], 'test': test['images']},
     'best_checkpoint': run.result.best,
     'compact_max_abs_diff': run.result.compact_max_abs_diff,
     'test_top1': test['top1'],
@@ -122,7 +124,12 @@ def closing_table(result: Mapping[str, Any]) -> str:
     if value is not None:
       label = f'top-1 {_POINTS.get(name, name)}'
       lines.append(f'{label:18}{percent(value):>16}')
+  images = result.get('images')
+  if images:
+    lines[-1] += f'  of {images["validation"]:,} images'
   lines.append(f'{"test top-1":18}{percent(result["test_top1"]):>16}')
+  if images:
+    lines[-1] += f'  of {images["test"]:,} images'
   if len(result.get('class_names') or range(6)) > 5:
     lines.append(f'{"test top-5":18}{percent(result["test_top5"]):>16}')
   for name, one in (result.get('target') or {}).items():
@@ -148,9 +155,8 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
   """What is remarkable about a result, and the likely reason."""
   remarks = []
   final, before = result['top1']['final'], result['top1'].get('compact')
-  classes = len(result.get('class_names') or ())
-  steps = sum(stage['steps'] for stage in result['stages'])
-  if classes and final is not None and final < 1.2 / classes:
+  steps = sum(stage['steps'] for stage in result.get('stages', ()))
+  if final is not None and final < _most_by_guessing(result):
     remarks.append(
       f'The final accuracy, {percent(final)}, is about that of guessing. Likely'
       f' the run is too short (it had {steps:,} steps), the network too small'
@@ -172,6 +178,17 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
     )
   wrapped = ('\n'.join(textwrap.wrap(remark, 80)) for remark in remarks)
   return [line for remark in wrapped for line in ('', remark)]
+
+
+def _most_by_guessing(result: Mapping[str, Any]) -> float:
+  """An accuracy on validation that guessing may reach: of classes alike in
+  number 1.2 times the mean, or two standard deviations above it."""
+  classes = len(result.get('class_names') or ())
+  if not classes:
+    return 0.0
+  mean, images = 1 / classes, (result.get('images') or {}).get('validation')
+  spread = math.sqrt(mean * (1 - mean) / images) if images else 0.0
+  return max(1.2 * mean, mean + 2 * spread)
 
 
 def _target(
