@@ -96,7 +96,8 @@ def test_a_class_without_images_is_named(folder, damaged):
 def test_folder_that_is_none(tmp_path):
   with pytest.raises(errors.UserError, match="has no directory 'train'"):
     open_source(tmp_path)
-  (tmp_path / 'train' / 'ant').mkdir(parents=True)
+  for name in ('ant', 'bee'):
+    (tmp_path / 'train' / name).mkdir(parents=True)
   with pytest.raises(errors.UserError, match="has no directory 'val'"):
     open_source(tmp_path)
 

@@ -7,6 +7,7 @@ import signal
 from commands import (
   SHORT,
   assert_same,
+  ignoring,
   succeed,
 )
 import in_process
@@ -75,7 +76,7 @@ def test_stopped_by_signals(alone, tmp_path, capsys):
     ('pruned to', signal.SIGHUP, 'finetune'),
   ):
     at = in_process.at_line(line, in_process.send(number))
-    with at, pytest.raises(errors.Stopped) as stopped:
+    with ignoring(), at, pytest.raises(errors.Stopped) as stopped:
       in_process.run(workdir, *SHORT)
     assert f"stopped and saved in '{stage}'" in str(stopped.value)
     assert 'the same command goes on' in str(stopped.value)

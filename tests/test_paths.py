@@ -68,8 +68,9 @@ def test_urls_in_python():
 
 def test_a_tilde_is_the_home_directory(home, monkeypatch):
   """For shells leave that of --workdir=~/run alone."""
-  (home / 'images/train/cat').mkdir(parents=True)
-  assert splits.classes(dataclasses.replace(DATA, folder='~/images')) == 1
+  for name in ('ant', 'cat'):
+    (home / 'images/train' / name).mkdir(parents=True)
+  assert splits.classes(dataclasses.replace(DATA, folder='~/images')) == 2
   assert tfds_sets.root('cifar10', '~/images') == f'{home}/images'
   monkeypatch.setenv('TFDS_DATA_DIR', '~/images')
   assert tfds_sets.root('cifar10', None) == f'{home}/images'
