@@ -4,7 +4,7 @@ r"""What each option of a search gains: a config file for `dnal_jax.compare`.
     --config.network.width=0.125 --config.data.train_limit=20000 \
     --config.stages.warmup.epochs=6 --config.stages.search.epochs=2 \
     --config.stages.finetune.epochs=8 --targets=macs=0.25 --workdir=DIR \
-    --methods=dnal,dnal-weights,dnal-step,dnal-renewed,target,target-frozen,target-epoch,target-renewed
+    --methods=dnal,dnal-weights,dnal-step,dnal-recalibrated,target,target-frozen,target-epoch,target-recalibrated
 
 VGG16 on Fashion-MNIST. `dnal` is the paper's search, to which one option is
 added; `target` is the search under a target, from which one is taken away, or
@@ -24,10 +24,12 @@ from dnal_jax.config import read_config
 def get_config(variant: str = '') -> ConfigDict:
   register('dnal-weights', 'all weights train on in the search', weights_train)
   register('dnal-step', 'delta grows from step to step', delta_by('step'))
-  register('dnal-renewed', 'BatchNorm recalibrated after pruning', recalibrated)
+  register(
+    'dnal-recalibrated', 'BatchNorm recalibrated after pruning', recalibrated
+  )
   register('target-frozen', 'only the classifier trains on', weights_frozen)
   register('target-epoch', 'delta grows by the epoch', delta_by('epoch'))
-  register('target-renewed', 'BatchNorm recalibrated', recalibrated)
+  register('target-recalibrated', 'BatchNorm recalibrated', recalibrated)
   return read_config(f'vgg16_fashion_mnist:{variant}')
 
 
@@ -46,10 +48,7 @@ def register(
 
 
 def weights_train(problem, stages):
-  of_target = problem.target['stages']['search']['train']
-  stages['search']['train'] = {'gates': of_target['gates']} | {
-    'weights': of_target['weights']
-  }
+  stages['search']['train'] = problem.target['stages']['search']['train']
 
 
 def weights_frozen(problem, stages):

@@ -131,13 +131,15 @@ def _next_commands(workdir: pathlib.Path, network: str) -> str:
   if network not in zoo.NETWORKS:  # the config file registers it
     given = next(a for a in sys.argv if a.lstrip('-').startswith('config='))
     file = given.partition('=')[2].partition(':')[0]
-    file = str(pathlib.Path(file).absolute()) if '.py' in file else file
+    if file.endswith('.py'):
+      file = str(paths.local('--config', file).absolute())
     folder += f' {shlex.quote(f"--config={file}")}'
-    first = f'dnal_jax.config.read_config({file!r}), then '
+    first = f'dnal_jax.config.read_config({file!r}); '
   return (
     f'\nnext: {sys.executable} -m dnal_jax.summary {folder}'
     f'\n      {sys.executable} -m dnal_jax.predict {folder} FILE...'
-    f"\n      or, in Python, {first}model = dnal_jax.load('{path}')"
+    f'\n      or, in Python, import dnal_jax.config;'
+    f" {first}model = dnal_jax.load('{path}')"
   )
 
 

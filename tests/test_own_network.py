@@ -2,6 +2,7 @@
 
 from functools import partial
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -104,6 +105,9 @@ def test_a_users_config_runs_and_its_folder_loads(tmp_path, mine):
   flags = (*SHORT, '--config.network.width=1.5')
   printed = succeed(workdir, *flags, config=config)
   assert 'tiny on digits' in printed
+  (line,) = re.findall(r'in Python, (.*)', printed)
+  exec(line, {})  # as the run prints it
+  registry._REGISTERED.clear()
   with pytest.raises(errors.UserError, match=r"models\.register\('tiny', "):
     dnal_jax.load(workdir)  # the run was another process
   mine['get_config']()
@@ -271,3 +275,9 @@ def test_a_width_that_is_a_number_is_refused_with_the_fix():
   message = r"layer 'conv' has the width 8: make it with nn\.gated\(self, 'N"
   with pytest.raises(TypeError, match=message):
     nn.ConvBn(8, 3, name='conv')
+
+
+def test_a_sum_of_maps_of_other_positions_names_the_fix():
+  a, b = (nn.image(jnp.zeros((1, side, side, 3))) for side in (8, 4))
+  with pytest.raises(ValueError, match=r'4x4 and 8x8 positions.*nn\.subsample'):
+    nn.add(a, shortcut=b)
